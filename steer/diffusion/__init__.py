@@ -1,0 +1,1 @@
+"""The image wing: states, controllers, solvers and the two drivers."""

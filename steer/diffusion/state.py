@@ -1,0 +1,132 @@
+"""The one thing that controllers see: a population of particles in the middle of being denoised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steer.diffusion.ledger import Ledger
+from steer.diffusion.noise import ParticleNoise
+
+
+class Level(NamedTuple):
+    """A noise level: x = alpha * x0 + sigma * eps.
+
+    One pair serves every scaling: variance preserving (alpha^2 + sigma^2 = 1), variance exploding (alpha = 1) and
+    flow matching (alpha = 1 - sigma). `t` is what the network is told; `progress` runs from 0 (noise) to 1 (clean).
+    """
+
+    alpha: float
+    sigma: float
+    t: float | int | Tensor | None = None
+    progress: float = 0.0
+
+
+class Look(NamedTuple):
+    """What one search saw and did: at step i, scores (P, n) and the ancestor of every slot, index (P, n)."""
+
+    i: int
+    scores: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays fixed during a run: n particles for each of the P prompts, the number of steps, the way to a picture."""
+
+    prompts: tuple[str, ...]
+    n: int
+    steps: int
+    noise: ParticleNoise
+    decode: Callable[[Tensor], Tensor] = field(default=lambda x0: x0, repr=False)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+@dataclass(frozen=True)
+class State:
+    """P * n particles; every tensor is particle-first and the n particles of one prompt are contiguous.
+
+    x        (P n, ...)  noisy particles at `level`
+    x0       (P n, ...)  the network's fresh clean estimate of x; None before the first prediction
+    i        transitions taken so far; i == steps means that x is the finished sample
+    history  tensors that the solver keeps from earlier steps
+    memory   tensors (P n,) that controllers keep from earlier looks
+    alias    (P n,)      the slot whose noise and fate a pruned slot shares; a live slot names itself
+    label    (P n,)      slots with one label hold equal x: the network is evaluated once for all of them
+    logw     (P n,)      float32 log-weights; -inf marks a pruned slot
+    trace    every look of a search so far
+    """
+
+    x: Tensor
+    level: Level
+    run: Run
+    i: int = 0
+    x0: Tensor | None = None
+    history: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    alias: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    logw: Tensor = field(default_factory=lambda: torch.empty(0))
+    trace: tuple[Look, ...] = ()
+
+    @classmethod
+    def begin(cls, x: Tensor, level: Level, run: Run) -> State:
+        """A state at step 0: every slot alive, all weights equal."""
+        slots = torch.arange(len(x))
+        return cls(x=x, level=level, run=run, alias=slots, label=slots, logw=torch.zeros(len(x)))
+
+    @property
+    def n(self) -> int:
+        return self.run.n
+
+    @property
+    def steps(self) -> int:
+        return self.run.steps
+
+    @property
+    def finished(self) -> bool:
+        return self.i == self.run.steps
+
+    def grouped(self, values: Tensor) -> Tensor:
+        """(P n, ...) -> (P, n, ...)."""
+        return values.reshape(-1, self.n, *values.shape[1:])
+
+    def gather(self, index: Tensor, logw: Tensor | None = None) -> State:
+        """Slot (p, k) continues particle index[p, k] of the same prompt: x, x0, history and memory together.
+
+        index (P, n) counts within the prompt. logw (P, n) are the weights afterwards (default: all equal); a slot that
+        gets -inf is pruned: it becomes an alias of the first live slot with its ancestor, or else of the first live slot.
+        """
+        index = index.cpu()
+        logw = torch.zeros(index.shape) if logw is None else logw.detach().float().cpu()
+        alias = _aliases(index, logw)
+        rows = (index + self.n * torch.arange(len(index))[:, None]).reshape(-1)[alias]
+
+        def take(values: Tensor) -> Tensor:
+            return values[rows.to(values.device)]
+
+        return replace(
+            self,
+            x=take(self.x),
+            x0=None if self.x0 is None else take(self.x0),
+            history={name: take(values) for name, values in self.history.items()},
+            memory={name: take(values) for name, values in self.memory.items()},
+            label=self.label[rows],
+            alias=alias,
+            logw=logw.reshape(-1),
+        )
+
+
+def _aliases(index: Tensor, logw: Tensor) -> Tensor:
+    """The slot (P n,) that speaks for each slot after a gather."""
+    live = ~torch.isneginf(logw)
+    slots = torch.arange(index.numel()).reshape(index.shape)
+    if live.all():
+        return slots.reshape(-1)
+    same = (index[:, :, None] == index[:, None, :]) & live[:, None, :]  # (P, slot, live slot of equal ancestor)
+    speaker = torch.where(same.any(-1), same.float().argmax(-1), live.float().argmax(-1)[:, None])
+    return torch.where(live, slots, slots[:, :1] + speaker).reshape(-1)

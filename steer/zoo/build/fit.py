@@ -1,0 +1,127 @@
+"""The one training loop of the embedded world: AdamW, warm-up and linear decay over a budget, EMA, exact resume."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Loss = Callable[[nn.Module, torch.Generator, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How long and how fast: a budget in `minutes` of training time, or in `steps` when that is given."""
+
+    minutes: float = 5.0
+    steps: int | None = None
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.02
+    ema: float = 0.998
+    clip: float = 1.0
+    seed: int = 0
+    save_every: float = 180.0
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the budget that is used up, in [0, 1]."""
+        return min(step / self.steps if self.steps else seconds / (60 * self.minutes), 1.0)
+
+    def rate(self, progress: float) -> float:
+        """lr * min(progress / warmup, (1 - progress) / (1 - warmup)): linear up, linear down to zero."""
+        return self.lr * max(min(progress / self.warmup, (1 - progress) / (1 - self.warmup)), 1e-4)
+
+
+class State:
+    """Everything a run needs to go on bit for bit: weights, EMA, optimiser, generator, step and seconds spent."""
+
+    def __init__(self, model: nn.Module, config: Fit):
+        self.model, self.config = model, config
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], config.lr, (0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step, self.seconds = 0, 0.0
+
+    def save(self, path: Path) -> None:
+        """Write atomically: a killed run leaves the previous checkpoint whole."""
+        content = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        torch.save(content, part)
+        os.replace(part, path)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote."""
+        content = torch.load(path, weights_only=True)
+        self.model.load_state_dict(content["model"])
+        self.average.load_state_dict(content["average"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.generator.set_state(content["generator"])
+        self.step, self.seconds = content["step"], content["seconds"]
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """average <- d average + (1 - d) weights with d = min(ema, (1 + step) / (10 + step)); buffers are copied."""
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        ours, theirs = list(self.average.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for ours, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            ours.copy_(theirs)
+
+
+def update(state: State, loss: Loss, progress: float) -> float:
+    """One optimiser step at `progress`; returns the loss, and raises when it is not finite."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = state.config.rate(progress)
+    state.optimiser.zero_grad(set_to_none=True)
+    value = loss(state.model, state.generator, progress)
+    value.backward()
+    nn.utils.clip_grad_norm_(state.model.parameters(), state.config.clip)
+    state.optimiser.step()
+    state.step += 1
+    state.follow()
+    if not math.isfinite(number := value.item()):
+        raise ValueError(f"the loss became {number} at step {state.step}; lower lr (now {state.config.lr}) and resume")
+    return number
+
+
+def fit(name: str, model: nn.Module, loss: Loss, config: Fit, cache: Path, until: int | None = None) -> nn.Module:
+    """Train `model` to the end of its budget, from the last checkpoint in `cache` if there is one; return its EMA.
+
+    `loss(model, generator, progress)` draws its own batch. `until` stops early, after that many steps, with a checkpoint.
+    """
+    state, path = State(model, config), Path(cache) / f"{name}.pt"
+    if path.exists():
+        state.load(path)
+    smooth, saved = None, time.monotonic()
+    with tqdm(total=1.0, desc=name, mininterval=10, bar_format="{desc} {percentage:3.0f}% {elapsed} {postfix}") as bar:
+        while (progress := config.progress(state.step, state.seconds)) < 1 and state.step != until:
+            begun = time.monotonic()
+            value = update(state, loss, progress)
+            smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
+            now = time.monotonic()
+            state.seconds += now - begun
+            bar.set_postfix_str(f"step {state.step} loss {smooth:.4f} {now - begun:.2f} s", refresh=False)
+            bar.update(progress - bar.n)
+            if now - saved > config.save_every:
+                state.save(path)
+                saved = now
+    state.save(path)
+    return state.average.eval()
