@@ -1,1 +1,38 @@
 """steer: make diffusion models, LLMs and VLMs do what you want, at inference time."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from steer import rewards
+from steer.diffusion.control import Controller, chain, during
+from steer.diffusion.controllers import Search, best_of_n, code, fk, svdd
+from steer.diffusion.loop import finished, sample
+from steer.diffusion.pipelines import Steered, attach, denoiser_of
+from steer.diffusion.state import Level, State
+from steer.zoo import load
+
+try:
+    __version__ = version("steer")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Controller",
+    "Level",
+    "Search",
+    "State",
+    "Steered",
+    "attach",
+    "best_of_n",
+    "chain",
+    "code",
+    "denoiser_of",
+    "during",
+    "finished",
+    "fk",
+    "load",
+    "rewards",
+    "sample",
+    "svdd",
+]

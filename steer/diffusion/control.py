@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -74,8 +74,8 @@ def chain(*controllers: Controller) -> Chain:
 
 
 def as_chain(controllers) -> Chain:
-    """A chain from what a user passes: one controller, or a list of them."""
-    return chain(controllers) if isinstance(controllers, Controller) else chain(*controllers)
+    """A chain from what a user passes: one controller, or a list of them. Raises ValueError for anything else."""
+    return chain(*controllers) if isinstance(controllers, Iterable) else chain(controllers)
 
 
 @dataclass(frozen=True)

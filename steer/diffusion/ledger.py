@@ -13,7 +13,7 @@ class Ledger:
     backward_rows  rows through which a gradient was taken
     decodes        pictures decoded from latents
     reward_calls   pictures scored
-    seconds        wall-clock time
+    seconds        wall-clock time of the run, without what its caller does between two states
     """
 
     rows: int = 0

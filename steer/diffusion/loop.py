@@ -49,6 +49,7 @@ def sample(
     solver = ddim() if solver is None else solver
     control = as_chain(controllers)
     _check(control, solver, schedule, prompts)
+    began = time.perf_counter()
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if generator is None else generator
     noise, ledger = ParticleNoise(n, generator), Ledger()
     run = Run(tuple(prompts), n, len(schedule) - 1, noise, _counted(decode, ledger), ledger)
@@ -56,18 +57,18 @@ def sample(
     cond = tree_map(lambda leaf: leaf.repeat_interleave(n, 0) if isinstance(leaf, Tensor) else leaf, cond)
     wrapped = control.wrap(denoiser)
 
-    began = time.perf_counter()
     for i, level in enumerate(schedule[:-1]):
         denoise = _shared(wrapped, cond, state.label, run.ledger)
         state = control.look(replace(state, i=i, level=level, x0=denoise(state.x, level)))
-        run.ledger.seconds = time.perf_counter() - began
+        ledger.seconds += time.perf_counter() - began
         yield state
+        began = time.perf_counter()
         drawn = noise.drawn
         x, history = solver(state, schedule[i + 1], _shared(wrapped, cond, state.label, run.ledger))
         label = state.label if noise.drawn == drawn else state.alias
         state = replace(state, x=x, history=history, label=label)
     state = control.look(replace(state, i=run.steps, level=schedule[-1], x0=state.x))
-    run.ledger.seconds = time.perf_counter() - began
+    ledger.seconds += time.perf_counter() - began
     yield state
 
 
@@ -102,13 +103,14 @@ def _counted(decode: Callable[[Tensor], Tensor] | None, ledger: Ledger) -> Calla
 
 
 def _shared(denoiser: Denoiser, cond: Any, label: Tensor, ledger: Ledger) -> Callable[[Tensor, Level], Tensor]:
-    """The denoiser on all slots, evaluated once for slots of one label, and counted."""
+    """The denoiser on all slots, evaluated once for slots of one label that are indeed equal, and counted."""
     keep, back = first_of(label)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
-        ledger.rows += len(keep)
-        if len(keep) == len(x):
+        if len(keep) == len(x) or not torch.equal(x[keep][back], x):  # a controller may have edited some of them
+            ledger.rows += len(x)
             return denoiser(x, level, cond)
+        ledger.rows += len(keep)
         rows = tree_map(lambda leaf: leaf[keep] if isinstance(leaf, Tensor) else leaf, cond)
         return denoiser(x[keep], level, rows)[back]
 

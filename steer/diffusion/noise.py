@@ -49,7 +49,7 @@ class ParticleNoise:
         return noise if alias is None else noise[alias.to(noise.device)]
 
     def pick_generator(self, i: int) -> torch.Generator:
-        """The generator for the random choices of a search at step i: a stream apart from all particle noise."""
+        """The generator for the random choices of a run's look number i: a stream apart from all particle noise."""
         return torch.Generator().manual_seed((self.seeds[0] + i) % 2**63)
 
     def _on(self, device: torch.device) -> list[torch.Generator]:

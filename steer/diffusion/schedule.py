@@ -22,7 +22,8 @@ def flow(steps: int, shift: float = 1.0) -> list[Level]:
 def karras(steps: int, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0) -> list[Level]:
     """Variance exploding with Karras spacing (arXiv 2206.00364, eq. 5); the last level is 0."""
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigmas = [(top + u * (bottom - top)) ** rho for u in (_grid(steps - 1) if steps > 1 else [0.0])]
+    ramp = [u * steps / max(1, steps - 1) for u in _grid(steps)[:-1]]
+    sigmas = [(top + u * (bottom - top)) ** rho for u in ramp]
     return _levels([(1.0, sigma) for sigma in [*sigmas, 0.0]])
 
 

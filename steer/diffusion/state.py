@@ -100,8 +100,9 @@ class State:
 
         index (P, n) counts within the prompt. logw (P, n) are the weights afterwards (default: all equal); a slot that
         gets -inf is pruned: it becomes an alias of the first live slot with its ancestor, or else of the first live slot.
+        Raises ValueError for an index of another shape, or that points outside 0 ... n - 1.
         """
-        index = index.cpu()
+        index = self._checked(index.cpu())
         logw = torch.zeros(index.shape) if logw is None else logw.detach().float().cpu()
         alias = _aliases(index, logw)
         rows = (index + self.n * torch.arange(len(index))[:, None]).reshape(-1)[alias]
@@ -119,6 +120,18 @@ class State:
             alias=alias,
             logw=logw.reshape(-1),
         )
+
+
+    def _checked(self, index: Tensor) -> Tensor:
+        expected = (len(self.x) // self.n, self.n)
+        if index.shape != expected:
+            raise ValueError(f"gather: index of shape {tuple(index.shape)}; expected (prompts, n) = {expected}.")
+        if not 0 <= index.min() <= index.max() < self.n:
+            raise ValueError(
+                f"gather: index reaches from {int(index.min())} to {int(index.max())}; expected 0 ... {self.n - 1}: "
+                "it counts within the particles of one prompt."
+            )
+        return index
 
 
 def _aliases(index: Tensor, logw: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 Caption grammar, in full (`<style>` is one of `STYLES`, `<colour>` one of `COLOURS`):
 
-    <name>, <style> style
-    <name>, <style> style, on a <colour> background
-    a <colour> <name>, <style> style
+    [a] <name>[, <style> style][, on a <colour> background]
+    a <colour> <name>[, <style> style][, on a <colour> background]
     <A> to the left of <B>, <style> style
     <A> above <B>, <style> style
     <A> and <B>, <style> style
@@ -89,10 +88,16 @@ def split() -> Tensor:
     return torch.tensor([[row["held_out_style"] != style for row in captions()] for style in STYLES])
 
 
-def caption(name: str, style: str, background: str | None = None, colour: str | None = None) -> str:
+def caption(
+    name: str,
+    style: str | None = None,
+    background: str | None = None,
+    colour: str | None = None,
+    article: bool = False,
+) -> str:
     """The caption of one object, with the optional parts of the grammar."""
-    text = f"a {colour} {name}" if colour else name
-    text = f"{text}, {style} style"
+    text = f"a {colour} {name}" if colour else f"a {name}" if article else name
+    text = f"{text}, {style} style" if style else text
     return f"{text}, on a {background} background" if background else text
 
 
@@ -104,6 +109,16 @@ def scene_caption(a: str, relation: str, b: str, style: str) -> str:
 def rgba(glyph: Tensor) -> Tensor:
     """uint8 RGBA -> float RGBA in [0, 1]."""
     return glyph.float() / 255
+
+
+def premultiplied(picture: Tensor) -> Tensor:
+    """Colour times alpha: what may be averaged or resampled without a dark fringe."""
+    return torch.cat([picture[..., :3, :, :] * picture[..., 3:, :, :], picture[..., 3:, :, :]], dim=-3)
+
+
+def straight(picture: Tensor) -> Tensor:
+    """The inverse of `premultiplied`."""
+    return torch.cat([picture[..., :3, :, :] / picture[..., 3:, :, :].clamp(min=1e-4), picture[..., 3:, :, :]], dim=-3)
 
 
 def compose(picture: Tensor, background: Tensor | tuple[float, ...] = (1.0, 1.0, 1.0)) -> Tensor:
@@ -136,10 +151,7 @@ def scene(a: Tensor, b: Tensor, relation: str, background: Tensor | tuple[float,
     """
     if relation not in RELATIONS:
         raise ValueError(f"relation {relation!r} is not one of {RELATIONS}")
-    both = torch.stack([a, b])
-    both = torch.cat([both[:, :3] * both[:, 3:], both[:, 3:]], dim=1)  # premultiplied: no dark fringe when averaged
-    small = torch.nn.functional.interpolate(both, scale_factor=0.5, mode="area")
-    small = torch.cat([small[:, :3] / small[:, 3:].clamp(min=1e-4), small[:, 3:]], dim=1)
+    small = straight(torch.nn.functional.interpolate(premultiplied(torch.stack([a, b])), scale_factor=0.5, mode="area"))
     canvas = torch.zeros(4, CELL, CELL, dtype=small.dtype)
     half, quarter = CELL // 2, CELL // 4
     for k in range(2):

@@ -45,7 +45,7 @@ class Value:
     beta: float = 1.0
 
     def __call__(self, scores: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.beta * scores, {}
+        return _times(self.beta, scores), {}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class FeynmanKac:
     diff  log G = beta (r_now - r_before)      max  log G = beta max of all r so far      sum  log G = beta sum of all r
     At the end log G = beta r - (sum of all earlier log G), so that the product over the path is exp(beta r(x)) for every
     kind: the target is the exactly tilted posterior p(x) exp(beta r(x)), and the kinds differ only in variance.
+    A look that failed weighs -inf but leaves no mark on the path, should the particle be kept because all have failed.
     """
 
     kind: str
@@ -67,24 +68,24 @@ class FeynmanKac:
     def __call__(self, scores: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         spent = state.grouped(state.memory.get("spent", torch.zeros(scores.numel())))
         running = state.grouped(state.memory.get("running", torch.full((scores.numel(),), -torch.inf)))
-        seen = torch.isfinite(running)
         if self.kind == "max":
-            running = torch.maximum(running, scores)
+            now = torch.maximum(running, scores)
         elif self.kind == "sum":
-            running = torch.where(seen, running + scores, scores)
+            now = torch.where(torch.isneginf(running), scores, running + scores)
         else:
-            running = scores
-        log_g = self.beta * running - (spent if self.kind == "diff" else 0)
-        if state.finished:
-            log_g = self.beta * scores - spent
-        return log_g, {"spent": (spent + log_g).flatten(), "running": running.flatten()}
+            now = scores
+        failed = torch.isneginf(scores)
+        owed = scores if state.finished else torch.where(failed, scores, now)
+        log_g = _times(self.beta, owed) - (spent if self.kind == "diff" or state.finished else 0)
+        spent = torch.where(failed, spent, spent + log_g)
+        return log_g, {"spent": spent.flatten(), "running": torch.where(failed, running, now).flatten()}
 
 
 @dataclass(frozen=True)
 class Search(Controller):
     """Score the particles, weigh them, and let the chosen ones continue.
 
-    reward        (pictures (b, 3, h, w) in [0, 1], prompts) -> (b,), higher is better; NaN counts as -inf
+    reward        (pictures (b, 3, h, w) in [0, 1], prompts) -> (b,), higher is better; NaN and +-inf have failed
     when          which steps to look at
     potential     scores (P, n) -> log-weights (P, n)
     pick          log-weights -> ancestors, from `steer.pick`
@@ -105,7 +106,13 @@ class Search(Controller):
         self.when.check(state.steps)
         if not self.common_start:
             return state
-        return replace(state.gather(torch.zeros_like(state.grouped(state.label))), alias=state.alias)
+        if state.steps == 1:
+            raise ValueError(
+                f"{self!r} starts all particles of a prompt from one noise, but a run of 1 step draws no other: there is "
+                "nothing to choose from. Use best_of_n, or common_start=False."
+            )
+        logw = state.grouped(state.logw)
+        return state.gather(torch.zeros_like(logw, dtype=torch.long), logw)
 
     def look(self, state: State) -> State:
         if state.n == 1 and not state.finished or not self.when(state.i, state.steps):
@@ -113,12 +120,13 @@ class Search(Controller):
         scores = self._scores(state)
         log_g, memory = self.potential(scores, state)
         logw = state.grouped(state.logw) + log_g
-        index, left = self.pick(logw, state.run.noise.pick_generator(state.i))
-        remembered = replace(state, memory={**state.memory, **memory}, trace=(*state.trace, Look(state.i, scores, index)))
-        return remembered.gather(index, left)
+        index, left = self.pick(logw, state.run.noise.pick_generator(len(state.trace)))
+        moved = replace(state, memory={**state.memory, **memory}).gather(index, left)
+        taken = state.grouped(index.flatten()[moved.alias])  # a pruned slot continues what its speaker continues
+        return replace(moved, trace=(*state.trace, Look(state.i, scores, taken)))
 
     def _scores(self, state: State) -> Tensor:
-        """(P, n) float32 scores; slots that are pruned are not scored and get -inf."""
+        """(P, n) float32 scores; -inf for pruned slots, which are not scored, and where the reward is not finite."""
         live = (state.alias == torch.arange(len(state.alias))).nonzero()[:, 0]
         prompts = [state.run.prompts[int(row) // state.n] for row in live]
         pictures = state.run.decode(state.x0[live.to(state.x0.device)])
@@ -127,11 +135,16 @@ class Search(Controller):
         if found.shape != (len(live),):
             raise ValueError(f"{self.reward!r} returned shape {tuple(found.shape)}; expected one score a picture: ({len(live)},).")
         scores = torch.full((len(state.alias),), -torch.inf)
-        scores[live] = torch.where(torch.isnan(found), -torch.inf, found)
+        scores[live] = torch.where(torch.isfinite(found), found, -torch.inf)
         scores = state.grouped(scores)
         if not torch.isfinite(scores).any(-1).all():
-            warnings.warn(f"step {state.i}: all rewards of a prompt are NaN or -inf; its particle 0 is kept.", stacklevel=2)
+            warnings.warn(f"step {state.i}: all rewards of a prompt are NaN or infinite; its particle 0 is kept.", stacklevel=2)
         return scores
+
+
+def _times(beta: float, scores: Tensor) -> Tensor:
+    """beta r, at any beta; a score that failed stays -inf."""
+    return torch.where(torch.isneginf(scores), scores, beta * scores)
 
 
 def best_of_n(reward: Reward) -> Search:

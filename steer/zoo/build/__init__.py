@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "steer" / "world"
-STAGES = {"vae": 15.0, "clip": 5.0, "judge": 5.0, "style": 2.0, "sd": 60.0}  # minutes
+MINUTES = {"vae": 14.0, "emoji-clip": 6.0, "emoji-judge": 6.0, "emoji-style": 2.0, "emoji-sd": 90.0}
 
 
 def build(minutes: dict[str, float] | None = None, cache: Path = CACHE, only: str | None = None) -> None:
     """Run the stages in order (or `only` one); a finished stage costs seconds, a stopped one goes on."""
-    for stage in STAGES:
+    for stage in MINUTES:
         if only in (None, stage):
-            budget = {**STAGES, **(minutes or {})}[stage]
-            importlib.import_module(f".{stage}", __name__).train(Path(cache), budget)
+            run(stage, Path(cache), {**MINUTES, **(minutes or {})}[stage])
+
+
+def run(stage: str, cache: Path, minutes: float) -> None:
+    """One stage; raises ValueError for an unknown one."""
+    from . import dual, sd, style, vae
+
+    stages = {
+        "vae": vae.train,
+        "emoji-clip": lambda cache, minutes: dual.train("emoji-clip", cache, minutes),
+        "emoji-judge": lambda cache, minutes: dual.train("emoji-judge", cache, minutes),
+        "emoji-style": style.train,
+        "emoji-sd": sd.train,
+    }
+    if stage not in stages:
+        raise ValueError(f"no stage is called {stage!r}: expected one of {tuple(stages)}.")
+    stages[stage](cache, minutes)

@@ -91,7 +91,8 @@ def update(state: State, loss: Loss, progress: float) -> float:
     for group in state.optimiser.param_groups:
         group["lr"] = state.config.rate(progress)
     state.optimiser.zero_grad(set_to_none=True)
-    value = loss(state.model, state.generator, progress)
+    with torch.autocast("cpu", torch.bfloat16):  # twice as fast here; losses are taken in float32
+        value = loss(state.model, state.generator, progress)
     value.backward()
     nn.utils.clip_grad_norm_(state.model.parameters(), state.config.clip)
     state.optimiser.step()
@@ -111,7 +112,7 @@ def fit(name: str, model: nn.Module, loss: Loss, config: Fit, cache: Path, until
     if path.exists():
         state.load(path)
     smooth, saved = None, time.monotonic()
-    with tqdm(total=1.0, desc=name, mininterval=10, bar_format="{desc} {percentage:3.0f}% {elapsed} {postfix}") as bar:
+    with tqdm(total=1.0, desc=name, mininterval=10, miniters=0, bar_format="{desc} {percentage:3.0f}% {elapsed} {postfix}") as bar:
         while (progress := config.progress(state.step, state.seconds)) < 1 and state.step != until:
             begun = time.monotonic()
             value = update(state, loss, progress)

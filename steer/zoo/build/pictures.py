@@ -8,10 +8,26 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from ..data import COLOURS, RELATIONS, STYLES, caption, compose, glyphs, held_out_colour, held_out_pair
-from ..data import recolour, rgba, scene, scene_caption, split
+from ..data import (
+    COLOURS,
+    RELATIONS,
+    STYLES,
+    caption,
+    compose,
+    glyphs,
+    held_out_colour,
+    held_out_pair,
+    premultiplied,
+    recolour,
+    rgba,
+    scene,
+    scene_caption,
+    split,
+    straight,
+)
 
 PAINTS = torch.tensor(list(COLOURS.values()))
+WHITE = torch.ones(3)
 
 
 def randint(high: int, generator: Generator) -> int:
@@ -25,38 +41,71 @@ def chance(p: float, generator: Generator) -> bool:
 
 
 @functools.cache
-def training_glyphs() -> tuple[tuple[int, int], ...]:
-    """(style, name) indices of the glyphs that may be trained on."""
-    return tuple((int(s), int(n)) for s, n in split().nonzero())
+def training_glyphs() -> Tensor:
+    """(m, 2): style and name of every glyph that may be trained on."""
+    return split().nonzero()
 
 
-def any_background(generator: Generator) -> Tensor:
-    """White (half the time), a named colour with a little jitter, or any colour; (3,)."""
-    if chance(0.5, generator):
-        return torch.ones(3)
-    if chance(0.5, generator):
-        jitter = 0.06 * torch.randn(3, generator=generator)
-        return (PAINTS[randint(len(PAINTS), generator)] + jitter).clamp(0, 1)
-    return torch.rand(3, generator=generator)
+def draw_glyphs(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Float RGBA (count, 4, 64, 64) of random training glyphs, and their (style, name) indices (count, 2)."""
+    which = training_glyphs()[torch.randint(len(training_glyphs()), (count,), generator=generator)]
+    return rgba(glyphs()[0][which[:, 0], which[:, 1]]), which
 
 
-def draw_pair(style: int, generator: Generator) -> tuple[int, int]:
-    """Two different names with a training glyph in `style` that may be seen together."""
+def place(pictures: Tensor, generator: Generator, smallest: float = 0.7) -> Tensor:
+    """RGBA (b, 4, h, w) shrunk by a factor in [smallest, 1] and put anywhere inside the frame."""
+    b = len(pictures)
+    scale = smallest + (1 - smallest) * torch.rand(b, generator=generator)
+    room = (1 - scale)[:, None] * (2 * torch.rand(b, 2, generator=generator) - 1)
+    matrix = torch.zeros(b, 2, 3)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / scale
+    matrix[:, :, 2] = -room / scale[:, None]
+    grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
+    return straight(F.grid_sample(premultiplied(pictures), grid, padding_mode="zeros", align_corners=False))
+
+
+def draw_singles(
+    count: int, generator: Generator, background: float = 0.25, recoloured: float = 0.12, moved: float = 0.5
+) -> tuple[Tensor, list[str]]:
+    """Captioned pictures (count, 3, 64, 64) of one object each; the shares say how many are varied in which way.
+
+    A third of the captions name no style, a third begin with an article: what people type.
+    """
+    pictures, which = draw_glyphs(count, generator)
+    names, behind, texts = glyphs()[1], WHITE.repeat(count, 1), []
+    placed = place(pictures, generator)
+    for k, (style, name) in enumerate(which.tolist()):
+        paint = paper = None
+        if chance(recoloured, generator):
+            paint = draw_colour(names[name], generator)
+            pictures[k], placed[k] = recolour(pictures[k], COLOURS[paint]), recolour(placed[k], COLOURS[paint])
+        if chance(background, generator):
+            paper = list(COLOURS)[randint(len(COLOURS), generator)]
+            behind[k] = torch.tensor(COLOURS[paper])
+        if chance(moved, generator):
+            pictures[k] = placed[k]
+        named = None if chance(1 / 3, generator) else STYLES[style]
+        texts.append(caption(names[name], named, paper, paint, article=chance(1 / 3, generator)))
+    return compose(pictures, behind), texts
+
+
+def draw_scene(generator: Generator, background: Tensor = WHITE) -> tuple[Tensor, str]:
+    """A two-object picture (3, 64, 64) and its caption; held-out glyphs and pairs are never drawn."""
     pictures, names, _ = glyphs()
+    style, relation = randint(len(STYLES), generator), RELATIONS[randint(len(RELATIONS), generator)]
     while True:
         a, b = randint(len(names), generator), randint(len(names), generator)
         if a != b and split()[style, a] and split()[style, b] and not held_out_pair(names[a], names[b]):
-            return a, b
-
-
-def draw_scene(generator: Generator, background: Tensor | None = None) -> tuple[Tensor, str]:
-    """A two-object picture (3, 64, 64) and its caption."""
-    pictures, names, _ = glyphs()
-    style, relation = randint(len(STYLES), generator), RELATIONS[randint(len(RELATIONS), generator)]
-    a, b = draw_pair(style, generator)
-    behind = torch.ones(3) if background is None else background
-    picture = scene(rgba(pictures[style, a]), rgba(pictures[style, b]), relation, behind)
+            break
+    picture = scene(rgba(pictures[style, a]), rgba(pictures[style, b]), relation, background)
     return picture, scene_caption(names[a], relation, names[b], STYLES[style])
+
+
+def draw_captioned(count: int, generator: Generator, scenes: float = 0.15) -> tuple[Tensor, list[str]]:
+    """Pictures (count, 3, 64, 64) and captions: a share of scenes, the rest single objects."""
+    twos = [draw_scene(generator) for _ in range(round(scenes * count))]
+    images, texts = draw_singles(count - len(twos), generator)
+    return torch.cat([images, *(picture[None] for picture, _ in twos)]), texts + [text for _, text in twos]
 
 
 def draw_colour(name: str, generator: Generator) -> str:
@@ -65,30 +114,24 @@ def draw_colour(name: str, generator: Generator) -> str:
     return allowed[randint(len(allowed), generator)]
 
 
-def draw_single(generator: Generator, p_background: float = 0.3, p_recolour: float = 0.15) -> tuple[Tensor, str]:
-    """One object (3, 64, 64), perhaps recoloured or on a named background, and its caption."""
-    pictures, names, _ = glyphs()
-    style, name = training_glyphs()[randint(len(training_glyphs()), generator)]
-    picture, colour, background = rgba(pictures[style, name]), None, None
-    if chance(p_recolour, generator):
-        colour = draw_colour(names[name], generator)
-        picture = recolour(picture, COLOURS[colour])
-    if chance(p_background, generator):
-        background = list(COLOURS)[randint(len(COLOURS), generator)]
-    text = caption(names[name], STYLES[style], background, colour)
-    return compose(picture, COLOURS.get(background, (1.0, 1.0, 1.0))), text
+def draw_plain(count: int, generator: Generator) -> Tensor:
+    """Pictures (count, 3, 64, 64) without captions: any glyph, a quarter in any paint, half on any background."""
+    pictures, _ = draw_glyphs(count, generator)
+    paint = recolour(pictures, torch.rand(count, 3, generator=generator))
+    pictures = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.25, paint, pictures)
+    behind = torch.rand(count, 3, generator=generator)
+    behind = torch.where(torch.rand(count, 1, generator=generator) < 0.5, behind, 1.0)
+    return compose(pictures, behind)
 
 
-def draw_plain(generator: Generator) -> Tensor:
-    """A picture (3, 64, 64) for models without captions: any training glyph, any colours, one in six a scene."""
-    background = any_background(generator)
-    if chance(1 / 6, generator):
-        return draw_scene(generator, background)[0]
-    style, name = training_glyphs()[randint(len(training_glyphs()), generator)]
-    picture = rgba(glyphs()[0][style, name])
-    if chance(0.25, generator):
-        picture = recolour(picture, torch.rand(3, generator=generator))
-    return compose(picture, background)
+def augment(images: Tensor, generator: Generator) -> Tensor:
+    """What a scorer must see through: shifts, zooms, turns, a little noise, and every third batch blurred by 2 or 4."""
+    images = affine(images, generator)
+    if randint(3, generator) == 0:
+        coarse = F.avg_pool2d(images, 2 << randint(2, generator))
+        images = F.interpolate(coarse, images.shape[-2:], mode="bilinear")
+    strength = 0.08 * torch.rand(len(images), 1, 1, 1, generator=generator)
+    return (images + strength * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
 def affine(images: Tensor, generator: Generator, shift: float = 0.12, zoom: float = 0.15, turn: float = 0.15) -> Tensor:

@@ -53,23 +53,30 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def crops(generator: Generator) -> Tensor:
-    """A batch of random crops in [-1, 1]: 32 px most of the time, 48 px, and one batch in eight whole pictures."""
-    whole = randint(8, generator) == 0
+    """A batch in [-1, 1]: random 32- and 48-px crops; one batch in six whole pictures, at 64 px or shrunk to 32."""
+    whole = randint(6, generator) == 0
     size = 64 if whole else CROPS[randint(len(CROPS), generator)]
     pieces = []
-    for _ in range(BATCH * 32 * 32 // size**2):
+    for picture in draw_plain(BATCH * 32 * 32 // size**2, generator):
         top, left = randint(65 - size, generator), randint(65 - size, generator)
-        pieces.append(draw_plain(generator)[:, top : top + size, left : left + size])
-    return torch.stack(pieces).mul(2).sub(1)
+        pieces.append(picture[:, top : top + size, left : left + size])
+    images = torch.stack(pieces).mul(2).sub(1)
+    return F.avg_pool2d(images, 2) if whole and randint(2, generator) else images
 
 
 def loss(vae: nn.Module, generator: Generator, progress: float) -> Tensor:
-    """distance(decode(z), x) + 1e-6 KL, z drawn from the posterior."""
+    """distance(decode(z), x) + 1e-6 KL, z drawn from the posterior.
+
+    One batch in four asks it of z and x both shrunk by two (EQ-VAE, arXiv 2502.09509): then latents of a small picture
+    are small latents of the picture, which is what coarse-to-fine training of the denoiser needs.
+    """
     images = crops(generator)
     posterior = vae.encode(images).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator)
-    decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-    return distance(decoded, images) + KL_WEIGHT * posterior.kl().mean()
+    latents = posterior.mean + posterior.std * noise
+    if randint(4, generator) == 0:
+        images, latents = F.avg_pool2d(images, 2), F.avg_pool2d(latents, 2)
+    return distance(vae.decode(latents).sample.float(), images) + KL_WEIGHT * posterior.kl().float().mean()
 
 
 @torch.no_grad()
@@ -86,16 +93,35 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def set_scaling(vae: nn.Module) -> None:
-    """Write scaling_factor = 1 / std of the latents of the training pictures on white into the config."""
+def standardise(vae: nn.Module) -> None:
+    """Give every latent channel mean 0 and deviation 1 on the training pictures; pictures do not change.
+
+    z' = (z - m) / s is folded into the two 1 x 1 convolutions around the latents (the second half of `quant_conv` makes
+    the log-variance, which loses 2 log s), so that scaling_factor is 1 and any pipeline agrees.
+    """
     pictures, _, _ = glyphs()
     images = compose(pictures[split()]).mul(2).sub(1)
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    into, out = vae.quant_conv, vae.post_quant_conv
+    out.bias += (out.weight[:, :, 0, 0] * mean).sum(1)
+    out.weight *= std[None, :, None, None]
+    into.weight[:4] /= std[:, None, None, None]
+    into.bias[:4] = (into.bias[:4] - mean) / std
+    into.bias[4:] -= 2 * std.log()
+    vae.register_to_config(scaling_factor=1.0)
 
 
-def train(cache: Path, minutes: float = 15.0) -> nn.Module:
-    """Train (or finish training) the autoencoder; its config carries the measured scaling factor."""
-    vae = fit("vae", build(), loss, Fit(minutes=minutes, lr=2e-3, weight_decay=1e-4, ema=0.997), cache)
-    set_scaling(vae)
+def train(cache: Path, minutes: float = 14.0) -> None:
+    """Train (or finish training) the autoencoder; it is shipped as a part of emoji-sd."""
+    fit("vae", build(), loss, Fit(minutes=minutes, lr=2e-3, weight_decay=1e-4, ema=0.997), cache)
+
+
+def trained(cache: Path) -> nn.Module:
+    """The autoencoder of the finished stage "vae", standardised. Raises ValueError when that has not been run."""
+    if not (cache / "vae.pt").exists():
+        raise ValueError(f"there is no trained autoencoder in {cache}; run `steer world build` from its first stage on.")
+    vae = build()
+    vae.load_state_dict(torch.load(cache / "vae.pt", weights_only=True)["average"])
+    standardise(vae.eval())
     return vae

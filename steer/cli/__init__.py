@@ -1,0 +1,48 @@
+"""The `steer` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+
+from steer.cli.demo import Demo
+from steer.cli.generate import Generate
+from steer.cli.world import World
+
+Command = (
+    Annotated[Demo, subcommand("demo", prefix_name=False)]
+    | Annotated[Generate, subcommand("generate", prefix_name=False)]
+    | Annotated[World, subcommand("world", prefix_name=False)]
+)
+
+ABOUT = """Steer diffusion models to what you want, at inference time.
+
+examples:
+  steer demo
+  steer generate "a red apple, noto style" --reward compressibility -n 8
+  steer world check
+"""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: what a user did wrong is one line on stderr and exit code 2."""
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]:
+        from steer import __version__
+
+        print(f"steer {__version__}")
+        return
+    command = tyro.cli(
+        Command, prog="steer", description=ABOUT, args=args, config=(OmitArgPrefixes, OmitSubcommandPrefixes)
+    )
+    try:
+        command.run()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"steer: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("steer: stopped; what is finished has been written.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,24 @@
+"""The pipeline classes that steer can drive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steer.diffusion.pipelines.family import Family
+from steer.diffusion.pipelines.sd import STABLE_DIFFUSION
+
+FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION,)}
+
+
+def family_of(pipe: Any) -> Family:
+    """The family of a pipeline, looked up along the bases of its class.
+
+    Raises ValueError for a class that steer cannot drive.
+    """
+    for base in type(pipe).__mro__:
+        if base.__name__ in FAMILIES:
+            return FAMILIES[base.__name__]
+    raise ValueError(
+        f"{type(pipe).__name__} is not a pipeline that steer can drive; expected one of {', '.join(FAMILIES)}. "
+        "For any other model write a denoiser and use steer.diffusion.loop.sample."
+    )

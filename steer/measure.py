@@ -1,0 +1,84 @@
+"""What results are judged by: never by the reward that was optimised alone.
+
+Pictures are (b, 3, h, w), float in [0, 1]. All features are the unit embeddings of `emoji-judge`, which no search sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steer.rewards import Judge, Reward
+from steer.zoo import style_net
+from steer.zoo.data import STYLES
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interval(values: Tensor, groups: int = 1, seed: int = 0) -> Interval:
+    """Mean of values (m,) with a percentile bootstrap interval; `groups` values in a row (one prompt's) stay together.
+
+    For a paired comparison pass the differences. Raises ValueError unless there are at least two groups.
+    """
+    from scipy.stats import bootstrap
+
+    means = values.double().reshape(-1, groups).mean(1).numpy()
+    if len(means) < 2:
+        raise ValueError(f"{len(means)} group of values: an interval needs at least two.")
+    found = bootstrap((means,), lambda x, axis: x.mean(axis), method="percentile", n_resamples=4000, rng=seed)
+    return Interval(float(means.mean()), *map(float, found.confidence_interval))
+
+
+@torch.no_grad()
+def judged(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """CLIP-T by the judge: cos(picture, prompt), (b,)."""
+    return Judge()(images, prompts)
+
+
+@torch.no_grad()
+def diversity(images: Tensor, groups: int) -> Tensor:
+    """DIV of each prompt: mean pairwise 1 - cos of its `groups` pictures, which stand in a row; (b / groups,)."""
+    if groups < 2:
+        raise ValueError(f"diversity among {groups} picture a prompt: expected at least 2.")
+    features = Judge().embed_images(images).unflatten(0, (-1, groups))
+    similar = features @ features.mT
+    return 1 - (similar.sum((1, 2)) - groups) / (groups * (groups - 1))
+
+
+@torch.no_grad()
+def name_rank(images: Tensor, names: Sequence[str], among: Sequence[str], reward: Reward | None = None) -> Tensor:
+    """Rank (b,), 0 is best, of the right name among all names, by cos to the captions "<name>"."""
+    scorer = Judge() if reward is None else reward
+    scores = scorer.embed_images(images) @ scorer.embed_texts(list(among)).T
+    right = torch.tensor([list(among).index(name) for name in names])
+    return (scores > scores.gather(1, right[:, None])).sum(1)
+
+
+@torch.no_grad()
+def style_accuracy(images: Tensor, styles: Sequence[str]) -> float:
+    """Share of pictures that `emoji-style` takes for the style that was asked for."""
+    wanted = torch.tensor([STYLES.index(style) for style in styles])
+    return float((style_net()(images).argmax(-1) == wanted).float().mean())
+
+
+@torch.no_grad()
+def kid(images: Tensor, real: Tensor) -> float:
+    """Kernel distance (arXiv 1801.01401), unbiased MMD^2 with kernel (x.y + 1)^3 on judge embeddings, times 1000.
+
+    Near 0, below it too, when both sets have one distribution.
+    """
+    from torchmetrics.image.kid import poly_mmd
+
+    return 1000 * float(poly_mmd(Judge().embed_images(images), Judge().embed_images(real), degree=3, gamma=1.0, coef=1.0))

@@ -1,0 +1,34 @@
+"""Rewards: pictures and prompts in, one number a picture out, higher is better."""
+
+from steer.rewards.adapt import FromCallable, FromPipeline, adapt, as_trl
+from steer.rewards.analytic import Colour, Compressibility, Sharpness
+from steer.rewards.base import Cached, Reward, Scaled, Sum, ZScored
+from steer.rewards.border import to_pil, to_tensor
+from steer.rewards.clip import ClipScore, Judge
+from steer.rewards.names import NAMES, named
+from steer.rewards.reference import Picture
+from steer.rewards.style import EdgeSimilarity, StyleMatch
+
+__all__ = [
+    "NAMES",
+    "Cached",
+    "ClipScore",
+    "Colour",
+    "Compressibility",
+    "EdgeSimilarity",
+    "FromCallable",
+    "FromPipeline",
+    "Judge",
+    "Picture",
+    "Reward",
+    "Scaled",
+    "Sharpness",
+    "StyleMatch",
+    "Sum",
+    "ZScored",
+    "adapt",
+    "as_trl",
+    "named",
+    "to_pil",
+    "to_tensor",
+]

@@ -1,0 +1,26 @@
+"""Runs test_kernel_parity.py where kernels are interpreted on the CPU, so that it needs no GPU."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_cases import CASES
+
+pytest.importorskip("triton")
+
+
+def test_kernels_agree_with_their_references_under_the_interpreter():
+    file = Path(__file__).with_name("test_kernel_parity.py")
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
+    expected = sum(len(case.mutations) + sum(len(list(case.inputs(dtype))) for dtype in case.dtypes) for case in CASES)
+    assert re.search(r"(\d+) passed", child.stdout)[1] == str(expected), child.stdout[-2000:]

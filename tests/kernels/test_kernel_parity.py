@@ -1,0 +1,48 @@
+"""Kernels against their references: on the GPU where there is one, else in a child process under the interpreter."""
+
+import importlib.util
+import inspect
+import os
+
+import pytest
+import torch
+from kernel_cases import CASES
+from steer_kernels.launch import run
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+def agrees(case, op, dtype, only=None):
+    for name, inputs in case.inputs(dtype):
+        if only in (None, name):
+            inputs = tuple(tensor.to(DEVICE) for tensor in inputs)
+            case.check(op, inputs, run(op.plan(*inputs)))
+
+
+PARITY = [
+    pytest.param(case, dtype, name, id=f"{case.name}-{dtype}-{name}".replace("torch.", ""))
+    for case in CASES
+    for dtype in case.dtypes
+    for name, _ in case.inputs(dtype)
+]
+
+
+@pytest.mark.parametrize(("case", "dtype", "name"), PARITY)
+def test_kernel_equals_reference(case, dtype, name):
+    agrees(case, case.op, dtype, name)
+
+
+MUTATIONS = [pytest.param(case, *pair, id=f"{case.name}-{pair[0]}") for case in CASES for pair in case.mutations]
+
+
+@pytest.mark.parametrize(("case", "good", "bad"), MUTATIONS)
+def test_a_broken_kernel_is_caught(case, good, bad, tmp_path):
+    source = inspect.getsource(case.op)
+    assert source.count(good) == 1, "the mutated text must occur once in the kernel"
+    path = tmp_path / "mutant.py"
+    path.write_text(source.replace(good, bad))
+    spec = importlib.util.spec_from_file_location("mutant", path)
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    with pytest.raises(AssertionError):
+        agrees(case, mutant, torch.float32)
