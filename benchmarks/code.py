@@ -53,7 +53,9 @@ def prompts_of(count: int) -> list[str]:
     return [caption(name, STYLES[k // 2 % 4] if k % 2 else None, article=k % 3 == 0) for k, name in enumerate(chosen)]
 
 
-def outcomes(pipe: Any, prompts: list[str], budget: Budget, seed: int, tick: Any) -> dict[tuple[str, str], Outcome | tuple]:
+def outcomes(
+    pipe: Any, prompts: list[str], budget: Budget, seed: int, tick: Any
+) -> dict[tuple[str, str], Outcome | tuple]:
     """(method, reward) -> pictures and targets; the candidates of best-of-n serve both rewards."""
     found: dict[tuple[str, str], Any] = {}
     for method in ("plain", "best-of-n"):
@@ -107,7 +109,10 @@ def main(bench: Bench) -> None:
             stored = {f"{m}|{r}": (255 * pictures).byte() for (m, r), (pictures, _) in found.items()}
             save_file(stored, out / f"pictures-{seed}-{k}.safetensors")
             results.add(rows_of(found, part, seed, base))
-    pictures = [[load_file(out / f"pictures-{s}-{k}.safetensors") for k in range(0, len(prompts), CHUNK)] for s in range(bench.seeds)]
+    pictures = [
+        [load_file(out / f"pictures-{s}-{k}.safetensors") for k in range(0, len(prompts), CHUNK)]
+        for s in range(bench.seeds)
+    ]
     content = summarise(results.rows, pictures, bench.seeds)
     record.folder(bench.results)
     (bench.results / "code.json").write_text(json.dumps({**base, "table": content}, indent=1) + "\n")

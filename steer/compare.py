@@ -48,7 +48,7 @@ def plan_of(method: str) -> Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method on some prompts: pictures (b, 3, h, w) in [0, 1], their target reward (b,), what it cost, all of it."""
+    """One method on some prompts: pictures (b, 3, h, w) in [0, 1], their target reward (b,), the cost of all."""
 
     method: str
     pictures: Tensor

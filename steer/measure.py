@@ -81,4 +81,6 @@ def kid(images: Tensor, real: Tensor) -> float:
     """
     from torchmetrics.image.kid import poly_mmd
 
-    return 1000 * float(poly_mmd(Judge().embed_images(images), Judge().embed_images(real), degree=3, gamma=1.0, coef=1.0))
+    return 1000 * float(
+        poly_mmd(Judge().embed_images(images), Judge().embed_images(real), degree=3, gamma=1.0, coef=1.0)
+    )

@@ -82,8 +82,13 @@ def check(command: Check) -> None:
     one, other = compose(pictures[seen])[::2], compose(pictures[seen])[1::2]
     columns["emoji-sd"]["KID x1000"], columns["real"]["KID x1000"] = measure.kid(made, real), measure.kid(one, other)
     columns["real, unseen"]["VAE PSNR dB"] = psnr(pipe, unseen)
-    rows = [[name, *(_cell(column.get(name)) for column in columns.values())] for name in (*MEASURES, "KID x1000", "VAE PSNR dB")]
-    show.table(f"emoji-sd: {len(made)} pictures, {command.steps} steps, guidance {command.guidance}", ["", *columns], rows)
+    rows = [
+        [name, *(_cell(column.get(name)) for column in columns.values())]
+        for name in (*MEASURES, "KID x1000", "VAE PSNR dB")
+    ]
+    show.table(
+        f"emoji-sd: {len(made)} pictures, {command.steps} steps, guidance {command.guidance}", ["", *columns], rows
+    )
     content = {"config": record.config(command), **record.origin(), "card": columns}
     (out / "card.json").write_text(json.dumps(content, indent=1) + "\n")
     sheet = made.unflatten(0, (4, -1))[:, :32].transpose(0, 1).flatten(0, 1)

@@ -51,7 +51,9 @@ class Demo:
         with show.bars() as bars:
             tasks = {cell: bars.add_task(" / ".join(cell), total=100) for cell in _cells(METHODS)}
             for cell, task in tasks.items():
-                outcomes[cell] = self._run(pipe, cell, budget, lambda share, task=task: bars.update(task, completed=100 * share))
+                outcomes[cell] = self._run(
+                    pipe, cell, budget, lambda share, task=task: bars.update(task, completed=100 * share)
+                )
         rows = [self._row(cell, outcome) for cell, outcome in outcomes.items()]
         record.Rows(out / "results.jsonl").replace([{**row, **record.origin()} for row in rows])
         show.table("same denoiser rows, three ways to spend them", COLUMNS, [_cells_of(row) for row in rows])
@@ -101,4 +103,6 @@ def _cells(methods: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _cells_of(row: dict[str, Any]) -> list[str]:
-    return [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS[:-1]] + [f"{row['seconds']:.1f}"]
+    return [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS[:-1]] + [
+        f"{row['seconds']:.1f}"
+    ]

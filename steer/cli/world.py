@@ -66,7 +66,10 @@ class World:
     Examples: steer world check, steer world build --only emoji-sd
     """
 
-    action: Annotated[Build, subcommand("build", prefix_name=False)] | Annotated[Check, subcommand("check", prefix_name=False)]
+    action: (
+        Annotated[Build, subcommand("build", prefix_name=False)]
+        | Annotated[Check, subcommand("check", prefix_name=False)]
+    )
 
     def run(self) -> None:
         self.action.run()

@@ -1,4 +1,4 @@
-"""The embedded world: small models and pictures that ship with the package, so that everything runs on a fresh machine."""
+"""The embedded world: small models and pictures that ship with the package, so that everything runs anywhere."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ def folder(name: str) -> Path:
     """
     if name not in MODELS:
         near = get_close_matches(name, MODELS)
-        raise ValueError(f"no embedded model is called {name!r}{f'; did you mean {near}?' if near else ''}: expected one of {MODELS}.")
+        raise ValueError(
+            f"no embedded model is called {name!r}{f'; did you mean {near}?' if near else ''} Expected one of {MODELS}."
+        )
     if not (WEIGHTS / name).is_dir():
-        raise FileNotFoundError(f"the weights of {name} are missing from {WEIGHTS}; reinstall steer, or run `steer world build`.")
+        raise FileNotFoundError(
+            f"the weights of {name} are missing from {WEIGHTS}; reinstall steer, or run `steer world build`."
+        )
     return WEIGHTS / name
 
 
@@ -31,8 +35,8 @@ def load(model: str | os.PathLike, **kwargs: Any):
     kwargs go to `from_pretrained`; the embedded pipeline defaults to float32. Raises ValueError for a name that is
     neither, with close matches, and for weights that cannot be read.
     """
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
     import torch
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
     if str(model) in ("emoji", "emoji-sd"):
         return _read(StableDiffusionPipeline, folder("emoji-sd"), torch_dtype=torch.float32, **kwargs)

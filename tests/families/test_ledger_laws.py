@@ -56,6 +56,12 @@ def test_pruned_slots_cost_nothing(name, generators):
     assert torch.equal(last[2:], last[:2])
 
 
+def test_pruned_slots_of_a_common_start_cost_nothing():
+    funnel = Search(brightness, Every(2), pick=prune(2), common_start=True)
+    _, session = CASES["euler-a"].attached([funnel], 4)
+    assert rows(session) == 2 * (1 + 2 * 4 + 3 * 2)
+
+
 class Still:
     """Every two steps, but no search between steps as far as the check of the solver goes."""
 

@@ -3,9 +3,10 @@
 import pytest
 import tiny
 import torch
-from solver_cases import CASES, EVERY, NOISY, Watch, close
+from solver_cases import CASES, EVERY, NOISY, Watch, brightness, close
 from torch.overrides import TorchFunctionMode
 
+from steer.diffusion.controllers import code
 from steer.diffusion.noise import ParticleNoise
 from steer.diffusion.pipelines import Steered
 
@@ -69,6 +70,18 @@ def test_exact_results_of_two_prompts(name):
     two = case.attached(n=2, exact=True, prompt=prompts, output_type="pt")[0].unflatten(0, (2, 2))
     assert torch.equal(three[:, 0], plain)
     assert torch.equal(three[:, :2], two)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "batched"])
+def test_exact_batches_have_the_plain_calls_shape(exact):
+    """Two prompts under guidance are 4 rows and 2 pictures; a common start is 1 row a prompt and branch."""
+    pipe, seen, decoded = CASES["euler-a"].pipe(), [], []
+    pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    pipe.vae.decoder.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0])))
+    search = code(brightness, 3)
+    CASES["euler-a"].attached([search], 3, exact, pipe, prompt=["a cat", "dog"], output_type="pt")
+    assert set(seen) == ({4} if exact else {4, 12})
+    assert set(decoded) == ({2} if exact else {6})
 
 
 @NOISY

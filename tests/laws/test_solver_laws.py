@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from toys import estimate, gaussian, run
+from toys import estimate, gaussian, moments, run
 
 from steer.diffusion.schedule import flow, karras, vp
-from steer.diffusion.solve import ddim, dpmpp_2m, heun, noise_scale, transition
+from steer.diffusion.solve import ddim, dpmpp_2m, heun, noise_scale
 
 MEAN, VARIANCE = 1.5, 0.3
 PRIOR = gaussian(MEAN, VARIANCE, torch.float64)
@@ -49,17 +49,6 @@ def test_second_order_from_pure_noise(solver, schedule):
     assert error(solver, schedule(80)) < error(ddim(0), schedule(80)) / 4
 
 
-def variance(schedule, eta: float) -> tuple[float, float]:
-    """Mean and variance at the end of DDIM over N(1.5, 0.3), exactly: every step is affine with Gaussian noise."""
-    mean, var = schedule[0].alpha * MEAN, schedule[0].sigma ** 2
-    for level, to in zip(schedule[:-1], schedule[1:], strict=True):
-        probe = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        scale = noise_scale(level, to, eta)
-        offset, moved = transition(probe, PRIOR(probe, level), level, to, scale, None)[:, 0].tolist()
-        mean, var = offset + (moved - offset) * mean, (moved - offset) ** 2 * var + scale**2
-    return mean, var
-
-
 TABLE = {0.0: (0.225, 0.273, 0.292, 0.299), 0.5: (0.217, 0.267, 0.289, 0.299), 1.0: (0.182, 0.247, 0.282, 0.298)}
 
 
@@ -67,14 +56,14 @@ TABLE = {0.0: (0.225, 0.273, 0.292, 0.299), 0.5: (0.217, 0.267, 0.289, 0.299), 1
 def test_flow_variance_table(eta):
     """N(1.5, 0.3) after 10, 30, 100 and 1000 equal flow steps: an independent exact recursion gave these numbers."""
     for steps, expected in zip((10, 30, 100, 1000), TABLE[eta], strict=True):
-        mean, var = variance(flow(steps), eta)
+        mean, var = moments(PRIOR, flow(steps), eta)
         assert mean == pytest.approx(1.5, abs=1e-9)
         assert var == pytest.approx(expected, abs=5.1e-4)
 
 
 @pytest.mark.parametrize(("eta", "expected"), [(0.0, 0.171), (0.5, 0.165), (1.0, 0.136)])
 def test_flow_variance_with_shift(eta, expected):
-    assert variance(flow(10, shift=3.0), eta)[1] == pytest.approx(expected, abs=5.1e-4)
+    assert moments(PRIOR, flow(10, shift=3.0), eta)[1] == pytest.approx(expected, abs=5.1e-4)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -82,7 +71,7 @@ def test_flow_variance_with_shift(eta, expected):
 def test_ancestral_steps_keep_the_marginal(schedule, seed):
     """Samples have the mean and variance of the exact recursion at their own step count."""
     x = run(gaussian(MEAN, VARIANCE), n=1, groups=20_000, seed=seed, schedule=schedule(100)).x[:, 0]
-    mean, var = variance(schedule(100), 1.0)
+    mean, var = moments(PRIOR, schedule(100), 1.0)
     for values, exact in ((x, mean), ((x - mean).square(), var)):
         found, error = estimate(values)
         assert abs(found - exact) <= 3 * error
@@ -90,7 +79,7 @@ def test_ancestral_steps_keep_the_marginal(schedule, seed):
 
 @pytest.mark.parametrize("schedule", [vp, flow])
 def test_the_variance_that_is_missing_halves_with_the_step(schedule):
-    coarse, fine = (VARIANCE - variance(schedule(steps), 1.0)[1] for steps in (250, 500))
+    coarse, fine = (VARIANCE - moments(PRIOR, schedule(steps), 1.0)[1] for steps in (250, 500))
     assert coarse / fine == pytest.approx(2, abs=0.1)
     assert fine < 0.006
 

@@ -12,10 +12,10 @@ from steer.diffusion.control import Controller
 from steer.diffusion.denoise import GaussianMixture
 from steer.diffusion.loop import finished, sample
 from steer.diffusion.schedule import vp
-from steer.diffusion.state import State
+from steer.diffusion.solve import noise_scale, transition
+from steer.diffusion.state import Level, State
 
-# N(0, 1) tilted by exp(-0.75 (x - 2)^2) has precision 1 + 2 * 0.75 = 2.5 and mean 2 * 0.75 * 2 / 2.5 = 1.2
-TILTED_MEAN, TILTED_VARIANCE, STRENGTH, PEAK = 1.2, 0.4, 0.75, 2.0
+STRENGTH, PEAK = 0.75, 2.0
 
 
 def gaussian(mean: float = 0.0, variance: float = 1.0, dtype: torch.dtype = torch.float32) -> GaussianMixture:
@@ -36,6 +36,12 @@ def near_corner(x: Tensor, prompts: list[str] | None = None) -> Tensor:
 def quadratic(x: Tensor, prompts: list[str] | None = None) -> Tensor:
     """-0.75 (x - 2)^2, which tilts N(0, 1) to N(1.2, 0.4)."""
     return -STRENGTH * (x[:, 0] - PEAK).square()
+
+
+def tilted(variance: float = 1.0, beta: float = 1.0) -> tuple[float, float]:
+    """Mean and variance of N(0, variance) exp(beta quadratic): precision 1 / variance + 2 beta 0.75."""
+    precision = 1 / variance + 2 * beta * STRENGTH
+    return 2 * beta * STRENGTH * PEAK / precision, 1 / precision
 
 
 def first(x: Tensor, prompts: list[str] | None = None) -> Tensor:
@@ -65,6 +71,23 @@ def run(prior: GaussianMixture, controllers=(), *, n: int = 1, groups: int = 1, 
     options.setdefault("generator", torch.Generator().manual_seed(seed))
     shape = (prior.means.shape[1],)
     return finished(sample(prior, shape, controllers=controllers, n=n, prompts=[""] * groups, **options))
+
+
+def step(prior: GaussianMixture, level: Level, to: Level, eta: float = 1.0) -> tuple[float, float, float]:
+    """DDIM over a Gaussian is affine with Gaussian noise, x' = a + c x + k z: its exact (a, c, k)."""
+    probe = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    scale = noise_scale(level, to, eta)
+    offset, moved = transition(probe, prior(probe, level), level, to, scale, None)[:, 0].tolist()
+    return offset, moved - offset, scale
+
+
+def moments(prior: GaussianMixture, schedule: list[Level], eta: float = 1.0) -> tuple[float, float]:
+    """Mean and variance that DDIM over a Gaussian ends with at this number of steps, exactly."""
+    mean, variance = schedule[0].alpha * float(prior.means), schedule[0].sigma ** 2
+    for level, to in zip(schedule[:-1], schedule[1:], strict=True):
+        a, c, k = step(prior, level, to, eta)
+        mean, variance = a + c * mean, c**2 * variance + k**2
+    return mean, variance
 
 
 def winners(state: State) -> Tensor:

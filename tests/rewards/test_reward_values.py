@@ -129,6 +129,17 @@ def test_clip_score_is_open_clips_own(pictures, clip_folder):
     torch.testing.assert_close(ClipScore(f"local-dir:{clip_folder}")(pictures, PROMPTS), found)
 
 
+def test_what_the_resize_overshoots_is_clamped_as_pil_does(clip_folder, monkeypatch):
+    from steer.rewards.clip import encoder
+
+    seen, known = [], encoder(str(clip_folder), None, "cpu")
+    normalise = known._normalise
+    monkeypatch.setattr(known, "_normalise", lambda images: seen.append(images) or normalise(images))
+    edge = (torch.arange(16) < 8).float().expand(1, 3, 16, 16)
+    ClipScore(clip_folder)(edge, ["a"])
+    assert (seen[0].min(), seen[0].max()) == (0, 1)
+
+
 def test_texts_are_embedded_once(pictures, clip_folder, monkeypatch):
     from steer.rewards.clip import encoder
 
@@ -188,7 +199,7 @@ def test_the_gradient_is_the_derivative(make, pictures, clip_folder, style_net):
     noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     images = (0.25 + 0.3 * pictures[:1] + 0.2 * noise).requires_grad_()
     (gradient,) = torch.autograd.grad(reward(images, ["red apple"]).sum(), images)
-    step = gradient / gradient.norm() * 0.05
+    step = gradient / gradient.norm() * 0.01
     with torch.no_grad():
         change = reward(images + step, ["red apple"]) - reward(images - step, ["red apple"])
     assert change.item() == pytest.approx(2 * (gradient * step).sum().item(), rel=0.05)

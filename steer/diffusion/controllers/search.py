@@ -115,7 +115,7 @@ class Search(Controller):
         return state.gather(torch.zeros_like(logw, dtype=torch.long), logw)
 
     def look(self, state: State) -> State:
-        if state.n == 1 and not state.finished or not self.when(state.i, state.steps):
+        if (state.n == 1 and not state.finished) or not self.when(state.i, state.steps):
             return state
         scores = self._scores(state)
         log_g, memory = self.potential(scores, state)

@@ -22,7 +22,7 @@ CONFIGS = {
     },
     "emoji-judge": {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": 64, "layers": 6, "width": 192, "head_width": 48, "patch_size": 8},
+        "vision_cfg": {"image_size": 64, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear"},
         "text_cfg": TEXT,
     },
 }
@@ -50,7 +50,9 @@ def contrastive(image: Tensor, text: Tensor, same: Tensor, scale: Tensor) -> Ten
 def loss(model: nn.Module, generator: Generator, progress: float) -> Tensor:
     """One contrastive step; the pictures are augmented so that half-denoised ones are judged too."""
     images, texts = draw_captioned(BATCH, generator)
-    tokens = tokenizer()(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
+    tokens = tokenizer()(
+        texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
+    ).input_ids
     same = (tokens[:, None] == tokens[None]).all(-1).float()
     seen = augment(images, generator).mul(2).sub(1)
     return contrastive(model.encode_image(seen), model.encode_text(tokens), same, model.logit_scale.exp().clamp(max=50))

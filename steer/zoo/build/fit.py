@@ -106,13 +106,15 @@ def update(state: State, loss: Loss, progress: float) -> float:
 def fit(name: str, model: nn.Module, loss: Loss, config: Fit, cache: Path, until: int | None = None) -> nn.Module:
     """Train `model` to the end of its budget, from the last checkpoint in `cache` if there is one; return its EMA.
 
-    `loss(model, generator, progress)` draws its own batch. `until` stops early, after that many steps, with a checkpoint.
+    `loss(model, generator, progress)` draws its own batch. `until` stops after that many steps, with a checkpoint.
     """
     state, path = State(model, config), Path(cache) / f"{name}.pt"
     if path.exists():
         state.load(path)
     smooth, saved = None, time.monotonic()
-    with tqdm(total=1.0, desc=name, mininterval=10, miniters=0, bar_format="{desc} {percentage:3.0f}% {elapsed} {postfix}") as bar:
+    with tqdm(
+        total=1.0, desc=name, mininterval=10, miniters=0, bar_format="{desc} {percentage:3.0f}% {elapsed} {postfix}"
+    ) as bar:
         while (progress := config.progress(state.step, state.seconds)) < 1 and state.step != until:
             begun = time.monotonic()
             value = update(state, loss, progress)

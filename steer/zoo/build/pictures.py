@@ -135,7 +135,7 @@ def augment(images: Tensor, generator: Generator) -> Tensor:
 
 
 def affine(images: Tensor, generator: Generator, shift: float = 0.12, zoom: float = 0.15, turn: float = 0.15) -> Tensor:
-    """Random shift (share of the side), log-zoom and turn (radians, standard deviations) of (b, 3, h, w), edges kept."""
+    """Random shift (share of the side), log-zoom and turn (radians, deviations) of (b, 3, h, w), edges kept."""
     b = images.shape[0]
     move = shift * (2 * torch.rand(b, 2, 1, generator=generator) - 1)
     angle = turn * torch.randn(b, generator=generator)

@@ -1,7 +1,7 @@
 """Icons -> the shipped data set: one RGBA atlas per art style and one line of captions.jsonl per name.
 
-The four icon sets and the CLDR names come from npm (`npm install --prefix CACHE --ignore-scripts ...`); resvg rasterises
-them. The result is committed in `steer/zoo/data`, so only a person who changes `names.txt` runs this.
+The four icon sets and the CLDR names come from npm (`npm install --prefix CACHE --ignore-scripts ...`); resvg
+rasterises them. The result is committed in `steer/zoo/data`, so only a person who changes `names.txt` runs this.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def packages(cache: Path) -> dict[str, Path]:
     if not all(folder.is_dir() for folder in folders.values()):
         npm = shutil.which("npm")
         if npm is None:
-            raise ValueError("npm was not found; rendering the data set needs it: install Node.js, or keep steer/zoo/data")
+            raise ValueError(
+                "npm was not found; rendering the data set needs it: install Node.js, or keep steer/zoo/data"
+            )
         command = [npm, "install", "--prefix", str(cache), "--ignore-scripts", "--no-audit", "--no-fund"]
         subprocess.run([*command, *PACKAGES.values()], check=True)
     return folders
@@ -78,7 +80,9 @@ def rows(folders: dict[str, Path]) -> list[dict]:
     wanted = [line for line in NAMES.read_text().splitlines() if line and not line.startswith("#")]
     bad = [n for n in wanted if n not in labels or any(_key(labels[n]["hexcode"]) not in drawn[s] for s in STYLES)]
     if bad:
-        raise ValueError(f"names.txt holds names that not all of {STYLES} draw: {bad}; remove them or mend the spelling")
+        raise ValueError(
+            f"names.txt holds names that not all of {STYLES} draw: {bad}; remove them or mend the spelling"
+        )
     return [
         {
             "name": name,

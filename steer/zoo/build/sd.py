@@ -56,7 +56,11 @@ class Denoiser(nn.Module):
 
         torch.manual_seed(4)
         words = tokenizer()
-        ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+        ends = {
+            "bos_token_id": words.bos_token_id,
+            "eos_token_id": words.eos_token_id,
+            "pad_token_id": words.pad_token_id,
+        }
         self.text = CLIPTextModel(CLIPTextConfig(vocab_size=len(words), **TEXT, **ends))
         self.unet = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
 

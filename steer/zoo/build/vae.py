@@ -45,7 +45,7 @@ def edges(images: Tensor) -> tuple[Tensor, Tensor]:
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """|a - b| + |edges| on three scales: L1 keeps colours, the edge term keeps contours, the pyramid keeps shapes."""
     total = torch.zeros(())
-    for scale in range(3):
+    for _ in range(3):
         total = total + (a - b).abs().mean()
         total = total + sum((x - y).abs().mean() for x, y in zip(edges(a), edges(b), strict=True))
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
@@ -120,7 +120,9 @@ def train(cache: Path, minutes: float = 14.0) -> None:
 def trained(cache: Path) -> nn.Module:
     """The autoencoder of the finished stage "vae", standardised. Raises ValueError when that has not been run."""
     if not (cache / "vae.pt").exists():
-        raise ValueError(f"there is no trained autoencoder in {cache}; run `steer world build` from its first stage on.")
+        raise ValueError(
+            f"there is no trained autoencoder in {cache}; run `steer world build` from its first stage on."
+        )
     vae = build()
     vae.load_state_dict(torch.load(cache / "vae.pt", weights_only=True)["average"])
     standardise(vae.eval())

@@ -1,0 +1,68 @@
+"""The shipped models: stock classes, safe files, clear errors; and the training loop that made them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import steer
+from steer import zoo
+from steer.zoo.build.fit import Fit, fit
+
+
+def test_emoji_is_a_stock_pipeline_that_round_trips(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = steer.load("emoji")
+    assert type(pipe) is StableDiffusionPipeline
+    settings = {"num_inference_steps": 3, "output_type": "pt"}
+    first = pipe("a red apple, noto style", generator=torch.Generator().manual_seed(0), **settings).images
+    assert first.shape == (1, 3, 64, 64)
+    pipe.save_pretrained(tmp_path)
+    again = steer.load(tmp_path)
+    second = again("a red apple, noto style", generator=torch.Generator().manual_seed(0), **settings).images
+    assert torch.equal(first, second)
+
+
+def test_shipped_files_are_safe_and_small():
+    files = [path for path in zoo.WEIGHTS.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json"}
+    data = sum(path.stat().st_size for path in [*files, *(zoo.WEIGHTS.parent / "data").iterdir()])
+    assert data < 80e6
+
+
+@pytest.mark.parametrize("name", ["emojy", "emoji-sdd", "stable diffusion"])
+def test_unknown_models_are_told_what_there_is(name):
+    with pytest.raises(ValueError, match="emoji"):
+        steer.load(name)
+
+
+def test_missing_weights_say_how_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="steer world build"):
+        zoo.folder("emoji-clip")
+
+
+def loss(model, generator, progress):
+    x = torch.randn(8, 3, generator=generator)
+    return (model(x).float() - x.sum(1, keepdim=True)).square().mean()
+
+
+def line() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
+    config = Fit(steps=40, lr=0.05)
+    whole = fit("line", line(), loss, config, tmp_path / "whole")
+    fit("line", line(), loss, config, tmp_path / "parts", until=17)
+    parts = fit("line", line(), loss, config, tmp_path / "parts")
+    for one, other in zip(whole.parameters(), parts.parameters()):
+        assert torch.equal(one, other)
+
+
+def test_training_that_diverges_stops(tmp_path):
+    with pytest.raises(ValueError, match="lower lr"):
+        fit("line", line(), lambda *a: loss(*a) * float("nan"), Fit(steps=3), tmp_path)
