@@ -1,6 +1,6 @@
 """CoDe, best-of-n and plain sampling on emoji-sd at the same number of denoiser rows: the table in the README.
 
-    python -m benchmarks.code                    64 prompts x 4 seeds, about 330,000 rows; resumes where it stopped
+    python -m benchmarks.code                    64 prompts x 4 seeds, about 200,000 rows; resumes where it stopped
     python -m benchmarks.code --prompts 8 --seeds 2 --out steer-out/small
 
 Writes one row a picture to OUT/results.jsonl, and the table with paired bootstrap intervals to benchmarks/results.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -20,14 +20,22 @@ from torch import Tensor
 
 import steer
 from benchmarks.summary import summarise
-from steer import measure
 from steer.cli import record, show
-from steer.compare import Budget, Outcome, run
-from steer.rewards import named
+from steer.compare import Budget, run, score
+from steer.diffusion.ledger import Ledger
+from steer.rewards import Judge, named
 from steer.zoo.data import STYLES, caption, captions
 
 REWARDS = ("clip", "compressibility")
 CHUNK = 16
+
+
+class Made(NamedTuple):
+    """Pictures (prompts, kept, 3, h, w), their target rewards (prompts, kept) and the cost of all."""
+
+    pictures: Tensor
+    target: Tensor
+    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -53,39 +61,33 @@ def prompts_of(count: int) -> list[str]:
     return [caption(name, STYLES[k // 2 % 4] if k % 2 else None, article=k % 3 == 0) for k, name in enumerate(chosen)]
 
 
-def outcomes(
-    pipe: Any, prompts: list[str], budget: Budget, seed: int, tick: Any
-) -> dict[tuple[str, str], Outcome | tuple]:
-    """(method, reward) -> pictures and targets; the candidates of best-of-n serve both rewards."""
-    found: dict[tuple[str, str], Any] = {}
-    for method in ("plain", "best-of-n"):
-        outcome = run(pipe, method, named(REWARDS[0]), prompts, budget, seed)
-        tick()
-        for name in REWARDS:
-            found[method, name] = (_chosen(outcome, named(name), prompts), outcome.ledger)
+def outcomes(pipe: Any, prompts: list[str], budget: Budget, seed: int, tick: Any) -> dict[tuple[str, str], Made]:
+    """(method, reward) -> what it made. Plain sampling's n pictures are the candidates of best-of-n, for any reward."""
+    plain = run(pipe, "plain", named(REWARDS[0]), prompts, budget, seed)
+    tick()
+    found: dict[tuple[str, str], Made] = {}
     for name in REWARDS:
-        outcome = run(pipe, "code", named(name), prompts, budget, seed)
-        found["code", name] = (outcome.pictures, outcome.ledger)
+        found["plain", name] = Made(plain.pictures, score(named(name), plain.pictures, prompts), plain.ledger)
+        best = found["plain", name].target.argmax(1, keepdim=True)
+        every = torch.arange(len(prompts))[:, None]
+        found["best-of-n", name] = Made(
+            plain.pictures[every, best], found["plain", name].target[every, best], plain.ledger
+        )
+        code = run(pipe, "code", named(name), prompts, budget, seed)
+        found["code", name] = Made(code.pictures, code.target, code.ledger)
         tick()
     return found
 
 
-def _chosen(outcome: Outcome, reward: Any, prompts: list[str]) -> Tensor:
-    every = outcome.output.candidates.pictures.float()
-    n = every.shape[1]
-    scores = reward(every.flatten(0, 1), [prompt for prompt in prompts for _ in range(n)]).view(-1, n)
-    return every[torch.arange(len(every)), scores.argmax(1)]
-
-
-def rows_of(found: dict, prompts: list[str], seed: int, base: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a picture; the ledger's counts are a picture's share."""
+def rows_of(found: dict[tuple[str, str], Made], prompts: list[str], seed: int, base: dict) -> list[dict[str, Any]]:
+    """One row a prompt, the mean over the pictures that the method keeps; the ledger's counts are a prompt's share."""
     rows = []
-    for (method, name), (pictures, ledger) in found.items():
-        target, judge = named(name)(pictures, prompts).tolist(), measure.judged(pictures, prompts).tolist()
-        cost = {key: value / len(prompts) for key, value in asdict(ledger).items()}
+    for (method, name), made in found.items():
+        judge = score(Judge(), made.pictures, prompts).mean(1).tolist()
+        cost = {key: value / len(prompts) for key, value in asdict(made.ledger).items()}
         for k, prompt in enumerate(prompts):
             cell = {"method": method, "reward": name, "prompt": prompt, "seed": seed}
-            rows.append({**cell, "target": target[k], "judge": judge[k], **cost, **base})
+            rows.append({**cell, "target": float(made.target[k].mean()), "judge": judge[k], **cost, **base})
     return rows
 
 
@@ -99,21 +101,21 @@ def main(bench: Bench) -> None:
     pipe.set_progress_bar_config(disable=True)
     with show.bars() as bars:
         chunks = [(seed, k) for seed in range(bench.seeds) for k in range(0, len(prompts), CHUNK)]
-        task = bars.add_task("benchmark", total=4 * len(chunks))
+        task = bars.add_task("benchmark", total=3 * len(chunks))
         for seed, k in chunks:
             part = prompts[k : k + CHUNK]
             if results.find(seed=seed, prompt=part[0]):
-                bars.advance(task, 4)
+                bars.advance(task, 3)
                 continue
             found = outcomes(pipe, part, budget, 1000 * seed + k, lambda: bars.advance(task))
-            stored = {f"{m}|{r}": (255 * pictures).byte() for (m, r), (pictures, _) in found.items()}
+            stored = {f"{m}|{r}": (255 * made.pictures[:, 0]).byte() for (m, r), made in found.items()}
             save_file(stored, out / f"pictures-{seed}-{k}.safetensors")
             results.add(rows_of(found, part, seed, base))
     pictures = [
         [load_file(out / f"pictures-{s}-{k}.safetensors") for k in range(0, len(prompts), CHUNK)]
         for s in range(bench.seeds)
     ]
-    content = summarise(results.rows, pictures, bench.seeds)
+    content = summarise(results.rows, pictures)
     record.folder(bench.results)
     (bench.results / "code.json").write_text(json.dumps({**base, "table": content}, indent=1) + "\n")
 

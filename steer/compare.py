@@ -27,28 +27,31 @@ class Budget:
     guidance: float = 3.0
 
 
-Plan = Callable[[Reward, Budget], tuple[Sequence[Controller], int, int]]
-
-METHODS: dict[str, Plan] = {
-    "plain": lambda reward, budget: ((), 1, budget.steps * budget.n),
-    "best-of-n": lambda reward, budget: ((best_of_n(reward),), budget.n, budget.steps),
-    "code": lambda reward, budget: ((code(reward, budget.block, common_start=False),), budget.n, budget.steps),
+METHODS: dict[str, Callable[[Reward, Budget], Sequence[Controller]]] = {
+    "plain": lambda reward, budget: (),
+    "best-of-n": lambda reward, budget: (best_of_n(reward),),
+    "code": lambda reward, budget: (code(reward, budget.block, common_start=False),),
 }
-"""name -> (controllers, particles, steps); the plain sampler spends its rows on n times as many steps."""
+"""name -> controllers; all run n particles for the same steps. Plain sampling keeps every picture that its rows buy."""
 
 
-def plan_of(method: str) -> Plan:
-    """The plan of a method. Raises ValueError for an unknown one, with close matches."""
+def controllers_of(method: str, reward: Reward, budget: Budget) -> Sequence[Controller]:
+    """The controllers of a method. Raises ValueError for an unknown one, with close matches."""
     if method not in METHODS:
         near = get_close_matches(method, METHODS)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no method is called {method!r}{hint} Expected one of {tuple(METHODS)}.")
-    return METHODS[method]
+    return METHODS[method](reward, budget)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method on some prompts: pictures (b, 3, h, w) in [0, 1], their target reward (b,), the cost of all."""
+    """What one method made.
+
+    pictures  (prompts, kept, 3, h, w) in [0, 1]; kept = images for a search, images x n for plain sampling
+    target    (prompts, kept) the reward of these pictures
+    ledger    the cost of all of them
+    """
 
     method: str
     pictures: Tensor
@@ -67,27 +70,33 @@ def run(
     images: int = 1,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> Outcome:
-    """Run one method with `images` pictures for each prompt; `on_step(share)` is told what part of the steps is done.
+    """Run one method for `images` pictures of each prompt; `on_step(share)` is told what part of the steps is done.
 
-    The target reward of the final pictures is taken outside the search, so that every method is scored alike.
+    Every method spends images x n x steps denoiser rows a prompt and guidance branch; particle 0 has the same noise.
     """
-    controllers, n, steps = plan_of(method)(reward, budget)
+    controllers = controllers_of(method, reward, budget)
 
     def tell(pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        on_step((i + 1) / steps)
+        on_step((i + 1) / budget.steps)
         return {}
 
     output = Steered(pipe, controllers)(
         list(prompts),
-        n=n,
+        n=budget.n,
         num_images_per_prompt=images,
-        num_inference_steps=steps,
+        num_inference_steps=budget.steps,
         guidance_scale=budget.guidance,
         generator=torch.Generator().manual_seed(seed),
-        output_type="pt",
+        output_type="pt" if controllers else "latent",  # the candidates of plain sampling are decoded below
         callback_on_step_end=tell,
     )
-    pictures = output.images.float()
-    with torch.no_grad():
-        target = reward(pictures, [prompt for prompt in prompts for _ in range(images)])
-    return Outcome(method, pictures, target, output.ledger, output)
+    made = output.images if controllers else output.candidates.pictures.flatten(0, 1)
+    pictures = made.float().unflatten(0, (len(prompts), -1))
+    return Outcome(method, pictures, score(reward, pictures, prompts), output.ledger, output)
+
+
+@torch.no_grad()
+def score(reward: Reward, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+    """(prompts, kept) rewards of pictures (prompts, kept, 3, h, w)."""
+    kept = pictures.shape[1]
+    return reward(pictures.flatten(0, 1), [prompt for prompt in prompts for _ in range(kept)]).view(-1, kept)

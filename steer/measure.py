@@ -27,34 +27,29 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def interval(values: Tensor, groups: int = 1, seed: int = 0) -> Interval:
-    """Mean of values (m,) with a percentile bootstrap interval; `groups` values in a row (one prompt's) stay together.
+def interval(values: Tensor, seed: int = 0) -> Interval:
+    """Mean of values (prompts, ...) with a percentile bootstrap interval over the prompts.
 
-    For a paired comparison pass the differences. Raises ValueError unless there are at least two groups.
+    For a paired comparison pass the differences. Raises ValueError unless there are at least two prompts.
     """
     from scipy.stats import bootstrap
 
-    means = values.double().reshape(-1, groups).mean(1).numpy()
+    means = values.double().flatten(1).mean(1).numpy() if values.dim() > 1 else values.double().numpy()
     if len(means) < 2:
-        raise ValueError(f"{len(means)} group of values: an interval needs at least two.")
+        raise ValueError(f"{len(means)} prompt: an interval over prompts needs at least two.")
     found = bootstrap((means,), lambda x, axis: x.mean(axis), method="percentile", n_resamples=4000, rng=seed)
     return Interval(float(means.mean()), *map(float, found.confidence_interval))
 
 
 @torch.no_grad()
-def judged(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """CLIP-T by the judge: cos(picture, prompt), (b,)."""
-    return Judge()(images, prompts)
-
-
-@torch.no_grad()
-def diversity(images: Tensor, groups: int) -> Tensor:
-    """DIV of each prompt: mean pairwise 1 - cos of its `groups` pictures, which stand in a row; (b / groups,)."""
-    if groups < 2:
-        raise ValueError(f"diversity among {groups} picture a prompt: expected at least 2.")
-    features = Judge().embed_images(images).unflatten(0, (-1, groups))
+def diversity(pictures: Tensor) -> Tensor:
+    """DIV (prompts,) of pictures (prompts, k, 3, h, w): mean pairwise 1 - cos of a prompt's k >= 2 pictures."""
+    k = pictures.shape[1]
+    if k < 2:
+        raise ValueError(f"diversity among {k} picture a prompt: expected at least 2.")
+    features = Judge().embed_images(pictures.flatten(0, 1)).unflatten(0, (-1, k))
     similar = features @ features.mT
-    return 1 - (similar.sum((1, 2)) - groups) / (groups * (groups - 1))
+    return 1 - (similar.sum((1, 2)) - k) / (k * (k - 1))
 
 
 @torch.no_grad()

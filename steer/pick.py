@@ -1,9 +1,9 @@
 """From log-weights to ancestors: who continues, for each prompt's group of particles.
 
-A pick is a function (logw (P, n) float32, generator) -> Picked(index (P, n), logw (P, n)). `index[p, k]` is the particle
-that slot k of group p continues; `logw` are the weights that remain, -inf for a slot that is pruned. A log-weight of
--inf never continues; where all of a group are -inf every slot continues particle 0. Ties go to the lower number.
-Everything stays on the device of the weights, where the generator must be too. Both wings of steer use these.
+A pick is a function (logw (P, n) float32, generator) -> Picked(index (P, n), logw (P, n)). `index[p, k]` is the
+particle that slot k of group p continues; `logw` are the weights that remain, -inf for a slot that is pruned. A
+log-weight of -inf never continues; where all of a group are -inf every slot continues particle 0. Ties go to the lower
+number. Everything stays on the device of the weights, where the generator must be too. Both wings of steer use these.
 """
 
 from __future__ import annotations
@@ -76,26 +76,23 @@ def systematic(logw: Tensor, generator: Generator) -> Picked:
 
 
 @dataclass(frozen=True)
-class top_k:
-    """The k best share the n slots evenly (beam search with k beams); fewer share them where fewer are above -inf."""
-
+class _Survivors:
     k: int
 
     def __post_init__(self):
-        _check(self)
+        if self.k < 1:
+            raise ValueError(f"k = {self.k}: expected at least one survivor.")
+
+
+class top_k(_Survivors):
+    """The k best share the n slots evenly (beam search with k beams); fewer share them where fewer are above -inf."""
 
     def __call__(self, logw: Tensor, generator: Generator) -> Picked:
         return _equal(_best(logw, self.k))
 
 
-@dataclass(frozen=True)
-class prune:
+class prune(_Survivors):
     """The k best go on in the first k slots; the other slots are switched off and cost nothing from then on."""
-
-    k: int
-
-    def __post_init__(self):
-        _check(self)
 
     def __call__(self, logw: Tensor, generator: Generator) -> Picked:
         return Picked(_best(logw, self.k), torch.where(_slots(logw) < self.k, 0.0, -torch.inf).expand_as(logw))
@@ -120,11 +117,6 @@ class when_ess_below:
         low = (ess(logw) < self.fraction * logw.shape[-1])[:, None]
         stays = Picked(_slots(logw).expand_as(logw), torch.log_softmax(logw, -1))
         return Picked(torch.where(low, picked.index, stays.index), torch.where(low, picked.logw, stays.logw))
-
-
-def _check(pick: top_k | prune) -> None:
-    if pick.k < 1:
-        raise ValueError(f"k = {pick.k}: expected at least one survivor.")
 
 
 def _best(logw: Tensor, k: int) -> Tensor:

@@ -63,6 +63,7 @@ def generate(pipe: Any, names: list[str], command: Check) -> Tensor:
 
 def check(command: Check) -> None:
     """Print the card, and write it with a contact sheet of the first 32 names in all styles."""
+    show.quiet()
     out = record.folder(command.out)
     pipe = zoo.load("emoji")
     pictures, every, _ = glyphs()

@@ -21,7 +21,7 @@ COLUMNS = ("reward", "method", "target", "judge", "diversity", "rows", "decodes"
 class Demo:
     """Steer the embedded model to two rewards and compare, at the same number of denoiser rows.
 
-    Plain sampling spends its rows on n times as many steps; best-of-n and CoDe spend them on n particles.
+    Plain sampling keeps all n pictures that its rows buy, best-of-n and CoDe the best one.
     Example: steer demo -n 8 --out my-demo
     """
 
@@ -41,6 +41,7 @@ class Demo:
         from steer.cli import record, show
         from steer.compare import METHODS, Budget
 
+        show.quiet()
         out = record.folder(self.out)
         budget = Budget(self.n, self.steps, self.block, self.guidance)
         if self.images < 2:
@@ -69,33 +70,34 @@ class Demo:
     def _row(self, cell: tuple[str, str], outcome: Outcome) -> dict[str, Any]:
         from steer import measure
         from steer.cli import record
+        from steer.compare import score
+        from steer.rewards import Judge
 
-        prompts = [prompt for prompt in PROMPTS for _ in range(self.images)]
         return {
             **record.config(self),
             "reward": cell[0],
             "method": cell[1],
             "target": float(outcome.target.mean()),
-            "judge": float(measure.judged(outcome.pictures, prompts).mean()),
-            "diversity": float(measure.diversity(outcome.pictures, self.images).mean()),
+            "judge": float(score(Judge(), outcome.pictures, PROMPTS).mean()),
+            "diversity": float(measure.diversity(outcome.pictures).mean()),
             **asdict(outcome.ledger),
         }
 
     def _draw(self, out: Path, outcomes: dict[tuple[str, str], Outcome]) -> None:
         from steer.draw import contact_sheet, lineage_tree, save_png
 
-        pictures = [picture for outcome in outcomes.values() for picture in outcome.pictures]
-        captions = [f"{score:.2f}" for outcome in outcomes.values() for score in outcome.target.tolist()]
+        step = {method: self.n if method == "plain" else 1 for _, method in outcomes}  # particle 0 of each image
+        shown = {cell: slice(None, None, step[cell[1]]) for cell in outcomes}
         sheet = contact_sheet(
-            pictures,
+            [picture for cell, o in outcomes.items() for picture in o.pictures[:, shown[cell]].flatten(0, 1)],
             columns=len(PROMPTS) * self.images,
             row_labels=[f"{REWARDS[reward]}\n{method}" for reward, method in outcomes],
             column_labels=[prompt if k == 0 else "" for prompt in PROMPTS for k in range(self.images)],
-            captions=captions,
+            captions=[f"{x:.2f}" for cell, o in outcomes.items() for x in o.target[:, shown[cell]].flatten().tolist()],
         )
         save_png(sheet, out / "contact-sheet.png")
         chosen = outcomes["compressibility", "code"].output
-        save_png(lineage_tree(chosen.trace, image=0, title=PROMPTS[0]), out / "lineage.png")
+        save_png(lineage_tree(chosen.trace, image=0, title=f"{PROMPTS[0]}, CoDe"), out / "lineage.png")
 
 
 def _cells(methods: Sequence[str]) -> list[tuple[str, str]]:

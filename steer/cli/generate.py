@@ -38,6 +38,7 @@ class Generate:
         from steer.cli import record, show
         from steer.rewards import named
 
+        show.quiet()
         reward = named(self.reward)
         controllers = self._controllers(reward)
         out = record.folder(self.out)

@@ -9,6 +9,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 console = Console()
+TEXT = ("", "reward", "method", "picture")
+
+
+def quiet() -> None:
+    """Silence the loading bars of the libraries; steer shows its own progress."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 
 def bars() -> Progress:
@@ -18,10 +29,12 @@ def bars() -> Progress:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
-    """Print a table; the first column is text, the others are numbers."""
-    drawn = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for k, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if k == 0 else "right", no_wrap=True)
+    """Print a table; columns of numbers are aligned right."""
+    drawn = Table(
+        title=title, caption=caption, title_justify="left", caption_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        drawn.add_column(column, justify="left" if column in TEXT else "right")
     for row in rows:
         drawn.add_row(*row)
     console.print(drawn)

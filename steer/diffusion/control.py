@@ -114,5 +114,7 @@ def during(controller: Controller, start: float = 0.0, stop: float = 1.0, every:
     The last look, at the finished sample, is always passed on. Raises ValueError unless 0 <= start < stop <= 1.
     """
     if not (0 <= start < stop <= 1) or every < 1:
-        raise ValueError(f"during(start={start}, stop={stop}, every={every}): expected 0 <= start < stop <= 1, every >= 1.")
+        raise ValueError(
+            f"during(start={start}, stop={stop}, every={every}): expected 0 <= start < stop <= 1, every >= 1."
+        )
     return During(controller, start, stop, every)

@@ -33,7 +33,9 @@ def to_x0(prediction: Tensor, x: Tensor, level: Level, kind: str) -> Tensor:
     if kind != "epsilon":
         raise ValueError(f"prediction type {kind!r}: expected one of {KINDS}.")
     if alpha == 0:
-        raise ValueError("epsilon prediction at alpha = 0 determines no x0; use a v-prediction model at zero terminal SNR.")
+        raise ValueError(
+            "epsilon prediction at alpha = 0 determines no x0; use a v-prediction model at zero terminal SNR."
+        )
     return (x - sigma * prediction) / alpha
 
 

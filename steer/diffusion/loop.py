@@ -131,6 +131,6 @@ def _check(control: Controller, solver: Solver, schedule: Sequence[Level], promp
         raise ValueError(f"a schedule of {len(schedule)} levels: expected at least two, from noise to clean.")
     if control.needs_noise and not solver.noisy:
         raise ValueError(
-            f"{solver!r} draws no noise, so all children of a particle stay equal and a search between steps has nothing "
-            "to choose from. Use a solver with noise, for example ddim(eta=1), or best_of_n, which chooses at the end."
+            f"{solver!r} draws no noise, so all children of a particle stay equal and a search between steps has "
+            "nothing to choose from. Use a solver with noise, such as ddim(eta=1), or best_of_n, which chooses at the end."
         )

@@ -2,7 +2,7 @@
 
 A solver is a function (state, next level, denoise) -> (x, history): `state.x0` is fresh, `denoise(x, level)` may be
 called for a second evaluation, and all its memory is in `history`, so that a gather takes it along. `solver.noisy` says
-whether it draws noise: under a solver that does not, equal particles stay equal and a search has nothing to choose from.
+whether it draws noise: under a solver that does not, equal particles stay equal and a search has nothing to choose.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ddim:
 
 @dataclass(frozen=True)
 class heun:
-    """Heun's second-order step on y = x / alpha over rho = sigma / alpha; Euler at the ends. arXiv 2206.00364, alg. 1."""
+    """Heun's second-order step on y = x / alpha over rho = sigma / alpha; Euler at the ends. arXiv 2206.00364."""
 
     noisy: bool = False
 
@@ -85,7 +85,7 @@ class heun:
 
 @dataclass(frozen=True)
 class dpmpp_2m:
-    """DPM-Solver++(2M): two-step multistep in lambda = log(alpha / sigma), first order at the ends. arXiv 2211.01095."""
+    """DPM-Solver++(2M): two-step multistep in log(alpha / sigma), first order at the ends. arXiv 2211.01095."""
 
     noisy: bool = False
 
@@ -98,7 +98,9 @@ class dpmpp_2m:
             mixed = x0 + weight * (x0 - state.history["x0"])
         shrink = to.sigma / level.sigma
         x = shrink * state.x + (to.alpha - shrink * level.alpha) * mixed
-        width = torch.full((len(x0),), math.inf if to.sigma == 0 else _log_snr(to) - _log_snr(level))  # stays on the CPU
+        width = torch.full(
+            (len(x0),), math.inf if to.sigma == 0 else _log_snr(to) - _log_snr(level)
+        )  # stays on the CPU
         return x, {"x0": x0, "width": width}
 
 

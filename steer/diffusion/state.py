@@ -36,7 +36,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What stays fixed during a run: n particles for each of the P prompts, the number of steps, the way to a picture."""
+    """What stays fixed during a run: n particles for each of the P prompts, the number of steps, a way to pictures."""
 
     prompts: tuple[str, ...]
     n: int
@@ -99,8 +99,8 @@ class State:
         """Slot (p, k) continues particle index[p, k] of the same prompt: x, x0, history and memory together.
 
         index (P, n) counts within the prompt. logw (P, n) are the weights afterwards (default: all equal); a slot that
-        gets -inf is pruned: it becomes an alias of the first live slot with its ancestor, or else of the first live slot.
-        Raises ValueError for an index of another shape, or that points outside 0 ... n - 1.
+        gets -inf is pruned: it becomes an alias of the first live slot with its ancestor, or else of the first live
+        slot. Raises ValueError for an index of another shape, or that points outside 0 ... n - 1.
         """
         index = self._checked(index.cpu())
         logw = torch.zeros(index.shape) if logw is None else logw.detach().float().cpu()
@@ -120,7 +120,6 @@ class State:
             alias=alias,
             logw=logw.reshape(-1),
         )
-
 
     def _checked(self, index: Tensor) -> Tensor:
         expected = (len(self.x) // self.n, self.n)

@@ -26,7 +26,7 @@ def save_png(figure: Image | Figure, path: str | Path) -> Path:
         beside.touch()
     except OSError as error:
         raise ValueError(
-            f"save_png: cannot write to the folder {path.parent}: {error.strerror}. Choose a folder that you can write to."
+            f"save_png: cannot write to the folder {path.parent}: {error.strerror}. Choose another folder."
         ) from error
     try:
         if hasattr(figure, "savefig"):

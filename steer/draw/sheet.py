@@ -43,9 +43,15 @@ def contact_sheet(
     if not len(images):
         raise ValueError("contact_sheet: no pictures came; expected at least one.")
     columns = len(images) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"contact_sheet: columns = {columns}; expected at least 1.")
     rows = math.ceil(len(images) / columns)
-    expected = {"row_labels": (row_labels, rows), "column_labels": (column_labels, columns), "captions": (captions, len(images))}
-    for name, (labels, count) in expected.items():
+    expected = (
+        ("row_labels", row_labels, rows),
+        ("column_labels", column_labels, columns),
+        ("captions", captions, len(images)),
+    )
+    for name, labels, count in expected:
         if labels and len(labels) != count:
             raise ValueError(f"contact_sheet: {len(labels)} {name} came; expected {count}, or none.")
     tiles = [_tile(image) for image in images]
@@ -75,7 +81,7 @@ class _Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        x, y = self.corner(self.columns * self.rows)
+        _, y = self.corner(self.columns * self.rows)
         return self.left + self.columns * (self.tile[0] + GAP) - GAP + MARGIN, y - GAP + MARGIN
 
     def corner(self, k: int) -> tuple[int, int]:
@@ -119,7 +125,7 @@ def _tile(image: Image | Tensor) -> Image:
 def _heads(labels: Sequence[str], width: int) -> tuple[tuple[int, int, str], ...]:
     """Column labels that reach to the next one that is not empty, broken into lines that fit."""
     starts = [k for k, label in enumerate(labels) if label]
-    spans = [(k, (after - k) * (width + GAP) - GAP) for k, after in zip(starts, [*starts[1:], len(labels)], strict=True)]
+    spans = [(k, (after - k) * (width + GAP) - GAP) for k, after in zip(starts, [*starts[1:], len(labels)])]
     return tuple((k, span, _wrapped(labels[k], span)) for k, span in spans)
 
 

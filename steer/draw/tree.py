@@ -31,9 +31,9 @@ def lineage_tree(
     image   which prompt's particles to draw
     images  optional pictures of the n particles at the last look, before its choice: PIL or float (3, h, w)
 
-    A dot is a particle as a look found it, coloured by its score. Line k from look j to look j + 1 begins at the ancestor
-    that slot k continues. Pruned slots and failed scores have no dot. Raises ValueError for an empty trace, for a prompt
-    that is not in it, and for another number of pictures than particles.
+    A dot is a particle as a look found it, coloured by its score. Line k from look j to look j + 1 begins at the
+    ancestor that slot k continues. Pruned slots and failed scores have no dot. Raises ValueError for an empty trace,
+    for a prompt that is not in it, and for another number of pictures than particles.
     """
     from matplotlib.figure import Figure
 
@@ -41,13 +41,17 @@ def lineage_tree(
     looks, n = scores.shape
     if len(images) not in (0, n):
         raise ValueError(f"lineage_tree: {len(images)} pictures came; expected one for each of the {n} particles.")
-    figure = Figure(figsize=(min(14, 2.6 + 1.1 * looks), min(12, 1.6 + (0.6 if len(images) else 0.4) * n)), layout="constrained")
+    figure = Figure(
+        figsize=(min(14, 2.6 + 1.1 * looks), min(12, 1.6 + (0.6 if len(images) else 0.4) * n)), layout="constrained"
+    )
     axes = figure.add_subplot()
     seen = torch.isfinite(scores)
     if not seen.any():
         raise ValueError("lineage_tree: no look has a finite score; there is nothing to colour.")
     row, column = seen.nonzero(as_tuple=True)
-    dots = axes.scatter(row + 1, column, c=scores[seen], s=64, cmap="viridis", edgecolors="white", linewidths=0.8, zorder=4)
+    dots = axes.scatter(
+        row + 1, column, c=scores[seen], s=64, cmap="viridis", edgecolors="white", linewidths=0.8, zorder=4
+    )
     _lines(axes, index, seen, dots.to_rgba(scores, alpha=0.5))
     _thick(axes, _winner(scores, index))
     figure.colorbar(dots, ax=axes, label="score", shrink=0.8, pad=0.02).outline.set_visible(False)
@@ -64,10 +68,16 @@ def _looks(trace: Sequence[Any], image: int) -> tuple[list[int], Tensor, Tensor]
         count = len(trace[0].scores)
         if not 0 <= image < count:
             raise ValueError(f"lineage_tree: image {image} of a trace of {count}; expected 0 ... {count - 1}.")
-        return [k.i for k in trace], torch.stack([k.scores[image] for k in trace]), torch.stack([k.index[image] for k in trace])
+        return (
+            [k.i for k in trace],
+            torch.stack([k.scores[image] for k in trace]),
+            torch.stack([k.index[image] for k in trace]),
+        )
     rows = [row for row in trace if row["image"] == image]
     if not rows:
-        raise ValueError(f"lineage_tree: image {image} is not in the trace; it has {sorted({r['image'] for r in trace})}.")
+        raise ValueError(
+            f"lineage_tree: image {image} is not in the trace; it has {sorted({r['image'] for r in trace})}."
+        )
     n = max(row["particle"] for row in rows) + 1
     scores = torch.tensor([row["score"] for row in rows]).reshape(-1, n)
     index = torch.tensor([row["ancestor"] for row in rows]).reshape(-1, n)

@@ -39,7 +39,7 @@ def load(model: str | os.PathLike, **kwargs: Any):
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
     if str(model) in ("emoji", "emoji-sd"):
-        return _read(StableDiffusionPipeline, folder("emoji-sd"), torch_dtype=torch.float32, **kwargs)
+        return _read(StableDiffusionPipeline, folder("emoji-sd"), dtype=torch.float32, **kwargs)
     if Path(model).is_dir():
         return _read(DiffusionPipeline, Path(model), **kwargs)
     if "/" not in str(model):

@@ -33,7 +33,9 @@ def test_blocks_fit_the_run(block):
 
 
 @pytest.mark.parametrize("solver", [ddim(0), heun(), dpmpp_2m()])
-@pytest.mark.parametrize("search", [code(first, 2), svdd(first), fk(first, 1.0, 2), during(code(first, 2)), chain(code(first, 2))])
+@pytest.mark.parametrize(
+    "search", [code(first, 2), svdd(first), fk(first, 1.0, 2), during(code(first, 2)), chain(code(first, 2))]
+)
 def test_a_search_between_steps_needs_noise(solver, search):
     with pytest.raises(ValueError, match=r"draws no noise.*best_of_n"):
         run(gaussian(), search, n=4, steps=8, solver=solver)
@@ -51,7 +53,11 @@ def test_a_reward_is_one_score_a_picture(returned):
 
 
 def test_rewards_may_be_lists_integers_or_carry_gradients():
-    scores = [[0, 3, 1, 2], torch.tensor([0, 3, 1, 2]), torch.tensor([0.0, 3, 1, 2], dtype=torch.float64, requires_grad=True)]
+    scores = [
+        [0, 3, 1, 2],
+        torch.tensor([0, 3, 1, 2]),
+        torch.tensor([0.0, 3, 1, 2], dtype=torch.float64, requires_grad=True),
+    ]
     ends = [run(gaussian(), best_of_n(lambda x, prompts, s=s: s), n=4, steps=4) for s in scores]
     for end in ends:
         assert end.trace[-1].scores.dtype == torch.float32
@@ -72,7 +78,9 @@ def test_chains_flatten():
     assert as_chain(()) == Chain(())
 
 
-@pytest.mark.parametrize("limits", [{"start": -0.1}, {"stop": 1.1}, {"start": 0.5, "stop": 0.5}, {"start": 0.6, "stop": 0.4}, {"every": 0}])
+@pytest.mark.parametrize(
+    "limits", [{"start": -0.1}, {"stop": 1.1}, {"start": 0.5, "stop": 0.5}, {"start": 0.6, "stop": 0.4}, {"every": 0}]
+)
 def test_during_has_limits(limits):
     with pytest.raises(ValueError, match="0 <= start < stop <= 1"):
         during(Controller(), **limits)
@@ -117,7 +125,7 @@ def test_eta_is_between_deterministic_and_ancestral(eta):
 
 
 def test_potentials_have_names():
-    with pytest.raises(ValueError, match="'add'.*'diff'"):
+    with pytest.raises(ValueError, match=r"'add'.*'diff'"):
         FeynmanKac("add", 1.0)
 
 

@@ -1,4 +1,4 @@
-"""CoDe's case study I: reward grows with n, and the divergence from the prior stays under its bound (arXiv 2502.00968)."""
+"""CoDe's case study I: reward grows with n, and divergence from the prior stays in bounds (arXiv 2502.00968)."""
 
 import functools
 import math

@@ -12,8 +12,10 @@ STEPS = 200
 LEFT = moments(gaussian(dtype=torch.float64), vp(STEPS))[1]  # the sampler's own variance at this number of steps
 
 # (potential, beta, steps between looks). `sum` counts a score at every later look again: at the end its weights have to
-# take back far more than beta r, and beyond a few looks their variance is infinite. That is its nature, not a defect.
-KINDS = [("diff", 1.0, 5), ("max", 1.0, 50), ("sum", 0.25, 50)]
+# take back far more than beta r. At beta = 1 and 4 looks they are so heavy-tailed that even 4096 particles stay at a
+# mean of 1.33 in place of 1.2. That is the nature of this potential: its law is tested where the weights
+# have a variance.
+KINDS = [("diff", 1.0, 5), ("max", 1.0, 50), ("sum", 0.1, 50)]
 
 
 def off(state, mean: float, variance: float) -> list[float]:
@@ -24,7 +26,7 @@ def off(state, mean: float, variance: float) -> list[float]:
 
 
 def test_the_target():
-    """r = -0.75 (x - 2)^2 turns N(0, 1) into N(1.2, 0.4); at 200 steps the sampler falls 2 % short of the variance of 1."""
+    """r = -0.75 (x - 2)^2 turns N(0, 1) into N(1.2, 0.4); at 200 steps the sampler is 2 % short of variance 1."""
     assert tilted() == pytest.approx((1.2, 0.4))
     assert tilted(LEFT) == pytest.approx((1.2, 0.4), abs=0.012)
 

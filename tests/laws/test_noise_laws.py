@@ -30,7 +30,7 @@ def test_no_two_particles_draw_alike():
 
 
 def test_a_second_call_has_new_noise():
-    """As with a plain call, the same generator object gives the next run other particles; the same seed, the same ones."""
+    """As with a plain call, the same generator gives the next run other particles, and the same seed the same ones."""
     g = generator()
     before, again = run(gaussian(), n=3, generator=g, steps=4).x, run(gaussian(), n=3, generator=g, steps=4).x
     assert (before != again).all()
@@ -49,10 +49,12 @@ def test_keys_read_the_state_and_consume_nothing():
 
 @pytest.mark.parametrize("pick", [one, multinomial])
 def test_picks_and_gathers_consume_no_noise_of_particles(pick):
-    """Slot k adds the same noise at step i whoever it continues: seen at a reward that is flat, under gathers that differ."""
+    """A run with random picks and gathers leaves the particles' generators where a run without them does."""
     flat = Search(lambda x, prompts: torch.zeros(len(x)), Every(2), Value(), pick)
     kept, seen = run(gaussian(), n=4, steps=6), run(gaussian(), [flat, Gather((0, 1, 2, 3), 4)], n=4, steps=6)
-    assert torch.equal(*(s.run.noise.draw(lambda s=s: torch.randn(1, 1, generator=s.run.noise.generator)) for s in (kept, seen)))
+    assert torch.equal(
+        *(s.run.noise.draw(lambda s=s: torch.randn(1, 1, generator=s.run.noise.generator)) for s in (kept, seen))
+    )
 
 
 def test_block_length_does_not_move_the_noise():

@@ -57,7 +57,10 @@ def test_systematic_leaves_equal_weights_alone():
 
 def test_systematic_varies_less_than_multinomial():
     logw = torch.randn(4000, 8, generator=seeded(1))
-    off = [(children(p(logw, seeded()).index) - 8 * torch.softmax(logw, -1)).square().mean() for p in (systematic, multinomial)]
+    off = [
+        (children(p(logw, seeded()).index) - 8 * torch.softmax(logw, -1)).square().mean()
+        for p in (systematic, multinomial)
+    ]
     assert off[0] < 0.5 * off[1]
 
 
@@ -133,7 +136,9 @@ def test_repr_is_the_configuration(name):
     assert eval(shown, vars(__import__("steer.pick", fromlist=["pick"]))) == PICKS[name]
 
 
-@pytest.mark.parametrize(("make", "said"), [(lambda: top_k(0), "k = 0"), (lambda: prune(-1), "k = -1"), (lambda: when_ess_below(0), "0")])
+@pytest.mark.parametrize(
+    ("make", "said"), [(lambda: top_k(0), "k = 0"), (lambda: prune(-1), "k = -1"), (lambda: when_ess_below(0), "0")]
+)
 def test_bad_settings_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()

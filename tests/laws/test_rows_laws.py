@@ -60,7 +60,10 @@ def test_pruned_slots_cost_nothing():
 
 
 def test_a_funnel_narrows_step_by_step():
-    funnel = [Gather((3, 0, 1, 2), 2, (0.0, 0.0, 0.0, -torch.inf)), Gather((1, 2, 0, 0), 5, (0.0, -torch.inf) + (-torch.inf,) * 2)]
+    funnel = [
+        Gather((3, 0, 1, 2), 2, (0.0, 0.0, 0.0, -torch.inf)),
+        Gather((1, 2, 0, 0), 5, (0.0, -torch.inf) + (-torch.inf,) * 2),
+    ]
     assert rows(funnel) == 4 * 3 + 3 * 3 + 1 * (T - 6)
 
 
@@ -77,5 +80,9 @@ def test_copies_are_not_free_under_fresh_noise():
 def test_rows_add_up_and_show_in_a_table():
     ledger = run(gaussian(), code(first, 4), n=N, steps=T).run.ledger
     assert ledger.row() == {
-        "rows": N * (T - 1) + 1, "backward_rows": 0, "decodes": 0, "reward_calls": N * 3, "seconds": ledger.seconds
+        "rows": N * (T - 1) + 1,
+        "backward_rows": 0,
+        "decodes": 0,
+        "reward_calls": N * 3,
+        "seconds": ledger.seconds,
     }

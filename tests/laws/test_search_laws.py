@@ -88,7 +88,9 @@ def test_one_particle_is_the_plain_run():
 def test_feynman_kac_without_resampling_weighs_by_the_final_reward():
     """Whatever the kind, the weights of untouched paths are softmax(beta r(x))."""
     for potential in ("diff", "max", "sum"):
-        state = run(gaussian(), Search(first, Every(2), FeynmanKac(potential, 0.7), when_ess_below(1e-3)), n=16, steps=8)
+        state = run(
+            gaussian(), Search(first, Every(2), FeynmanKac(potential, 0.7), when_ess_below(1e-3)), n=16, steps=8
+        )
         assert torch.allclose(torch.log_softmax(state.logw, 0), torch.log_softmax(0.7 * state.x[:, 0], 0), atol=1e-5)
         assert torch.allclose(weighted(state, torch.ones(16)), torch.ones(1))
 

@@ -1,4 +1,4 @@
-"""Solvers against the exact probability flow of a Gaussian, and the noise of the stochastic step against exact recursions."""
+"""Solvers against the exact probability flow of a Gaussian, and their noise against exact recursions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Gather: everything that belongs to a particle moves together, within its prompt, and pruned slots follow a live one."""
+"""Gather: everything that belongs to a particle moves together, in its prompt, and pruned slots follow a live one."""
 
 from dataclasses import replace
 
@@ -36,13 +36,23 @@ def test_gather_moves_all_together_within_the_prompt():
 def test_pruned_slots_follow_a_live_one():
     inf = torch.inf
     moved = state(1).gather(torch.tensor([[2, 1, 1, 3]]), torch.tensor([[0.0, 0, -inf, -inf]]))
-    assert moved.alias.tolist() == [0, 1, 1, 0]  # slot 2 has slot 1's ancestor; slot 3's is gone, so slot 0 speaks for it
+    assert moved.alias.tolist() == [
+        0,
+        1,
+        1,
+        0,
+    ]  # slot 2 has slot 1's ancestor; slot 3's is gone, so slot 0 speaks for it
     assert moved.x[:, 0].tolist() == [2, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("index", "said"),
-    [([[0, 1, 2, 3]], r"\(1, 4\).*\(2, 4\)"), ([[0, 1, 2, 4]] * 2, "4"), ([[0, 1, 2, -1]] * 2, "-1"), ([[0, 1]] * 2, r"\(2, 2\)")],
+    [
+        ([[0, 1, 2, 3]], r"\(1, 4\).*\(2, 4\)"),
+        ([[0, 1, 2, 4]] * 2, "4"),
+        ([[0, 1, 2, -1]] * 2, "-1"),
+        ([[0, 1]] * 2, r"\(2, 2\)"),
+    ],
 )
 def test_an_index_that_leaves_its_prompt_is_refused(index, said):
     with pytest.raises(ValueError, match=said):
@@ -106,7 +116,9 @@ def test_rows_that_a_controller_made_different_are_all_evaluated():
                 return state
             return replace(state, x=state.x + torch.arange(4)[:, None])
 
-    runs = [run(gaussian(), [c, Nudge()], n=4, solver=ddim(0), steps=6) for c in (Gather((1,) * 4, 1), Equal((1,) * 4, 1))]
+    runs = [
+        run(gaussian(), [c, Nudge()], n=4, solver=ddim(0), steps=6) for c in (Gather((1,) * 4, 1), Equal((1,) * 4, 1))
+    ]
     assert torch.equal(runs[0].x, runs[1].x)
 
 

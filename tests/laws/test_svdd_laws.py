@@ -1,4 +1,4 @@
-"""Soft value-based decoding between its two ends, beta = 0 and beta -> infinity, and its exact limit for many particles."""
+"""Soft value-based decoding at its two ends, beta = 0 and beta -> infinity, and its limit for many particles."""
 
 import math
 
@@ -54,6 +54,9 @@ def test_many_particles_reach_the_exact_limit(seed):
 
 
 def test_reward_grows_with_beta():
-    rewards = [estimate(quadratic(winners(run(gaussian(), svdd(quadratic, b), n=8, groups=300, steps=60)))) for b in (0.0, 0.3, 3.0)]
+    rewards = [
+        estimate(quadratic(winners(run(gaussian(), svdd(quadratic, b), n=8, groups=300, steps=60))))
+        for b in (0.0, 0.3, 3.0)
+    ]
     for (low, a), (high, b) in zip(rewards[:-1], rewards[1:], strict=True):
         assert high - low > 3 * math.hypot(a, b)

@@ -65,7 +65,9 @@ class Gather(Controller):
         return state.gather(torch.tensor(self.index).expand(groups, -1), logw)
 
 
-def run(prior: GaussianMixture, controllers=(), *, n: int = 1, groups: int = 1, seed: int = 0, steps: int = 200, **options) -> State:
+def run(
+    prior: GaussianMixture, controllers=(), *, n: int = 1, groups: int = 1, seed: int = 0, steps: int = 200, **options
+) -> State:
     """The finished state of a run over the cosine schedule, with seeded noise."""
     options.setdefault("schedule", vp(steps))
     options.setdefault("generator", torch.Generator().manual_seed(seed))

@@ -53,9 +53,10 @@ class FeynmanKac:
     """Potentials of Feynman-Kac steering (arXiv 2501.06848, section 3): what a particle's path has scored so far.
 
     diff  log G = beta (r_now - r_before)      max  log G = beta max of all r so far      sum  log G = beta sum of all r
-    At the end log G = beta r - (sum of all earlier log G), so that the product over the path is exp(beta r(x)) for every
-    kind: the target is the exactly tilted posterior p(x) exp(beta r(x)), and the kinds differ only in variance.
-    A look that failed weighs -inf but leaves no mark on the path, should the particle be kept because all have failed.
+    At the end log G = beta r - (sum of all earlier log G), so that the product over the path is exp(beta r(x)) for
+    every kind: the target is the exactly tilted posterior p(x) exp(beta r(x)), and the kinds differ only in variance
+    (that of `sum` may be infinite beyond a few looks). A look that failed weighs -inf but leaves no mark on the path,
+    should the particle be kept because all have failed.
     """
 
     kind: str
@@ -108,8 +109,8 @@ class Search(Controller):
             return state
         if state.steps == 1:
             raise ValueError(
-                f"{self!r} starts all particles of a prompt from one noise, but a run of 1 step draws no other: there is "
-                "nothing to choose from. Use best_of_n, or common_start=False."
+                f"{self!r} starts all particles of a prompt from one noise, but a run of 1 step draws no other: "
+                "there is nothing to choose from. Use best_of_n, or common_start=False."
             )
         logw = state.grouped(state.logw)
         return state.gather(torch.zeros_like(logw, dtype=torch.long), logw)
@@ -128,17 +129,21 @@ class Search(Controller):
     def _scores(self, state: State) -> Tensor:
         """(P, n) float32 scores; -inf for pruned slots, which are not scored, and where the reward is not finite."""
         live = (state.alias == torch.arange(len(state.alias))).nonzero()[:, 0]
-        prompts = [state.run.prompts[int(row) // state.n] for row in live]
+        prompts = [state.run.prompts[row // state.n] for row in live.tolist()]
         pictures = state.run.decode(state.x0[live.to(state.x0.device)])
         state.run.ledger.reward_calls += len(live)
         found = torch.as_tensor(self.reward(pictures, prompts)).detach().float().cpu()
         if found.shape != (len(live),):
-            raise ValueError(f"{self.reward!r} returned shape {tuple(found.shape)}; expected one score a picture: ({len(live)},).")
+            raise ValueError(
+                f"{self.reward!r} returned shape {tuple(found.shape)}; expected one score a picture: ({len(live)},)."
+            )
         scores = torch.full((len(state.alias),), -torch.inf)
         scores[live] = torch.where(torch.isfinite(found), found, -torch.inf)
         scores = state.grouped(scores)
         if not torch.isfinite(scores).any(-1).all():
-            warnings.warn(f"step {state.i}: all rewards of a prompt are NaN or infinite; its particle 0 is kept.", stacklevel=2)
+            warnings.warn(
+                f"step {state.i}: all rewards of a prompt are NaN or infinite; its particle 0 is kept.", stacklevel=2
+            )
         return scores
 
 
@@ -155,9 +160,9 @@ def best_of_n(reward: Reward) -> Search:
 def code(reward: Reward, block: int = 5, beta: float | None = None, common_start: bool = True) -> Search:
     """CoDe, blockwise best-of-n (arXiv 2502.00968): every `block` steps all n particles continue the best one.
 
-    Rows: n (T - 1) + 1 with the paper's common start, n T with distinct starts. `block=1` is SVDD-PM, `block=T` best-of-n
-    from one x_T. With `beta` the survivor is drawn with probability softmax(beta r) in place of the arg max. CoDe(eta),
-    the reference-conditioned form, is this search on an image-to-image pipeline with `strength=eta`.
+    Rows: n (T - 1) + 1 with the paper's common start, n T with distinct starts. `block=1` is SVDD-PM, `block=T` is
+    best-of-n from one x_T. With `beta` the survivor is drawn with probability softmax(beta r) in place of the arg max.
+    CoDe(eta), the reference-conditioned form, is this search on an image-to-image pipeline with `strength=eta`.
     """
     if beta is None:
         return Search(reward, Every(block), Value(), greedy, common_start)

@@ -47,7 +47,7 @@ class State:
         self.model, self.config = model, config
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], config.lr, (0.9, 0.99), weight_decay=config.weight_decay
+            [p for p in model.parameters() if p.requires_grad], config.lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.seconds = 0, 0.0

@@ -52,6 +52,7 @@ class Denoiser(nn.Module):
     def __init__(self):
         super().__init__()
         from diffusers import UNet2DConditionModel
+        from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
 
         torch.manual_seed(4)
@@ -61,8 +62,10 @@ class Denoiser(nn.Module):
             "eos_token_id": words.eos_token_id,
             "pad_token_id": words.pad_token_id,
         }
-        self.text = CLIPTextModel(CLIPTextConfig(vocab_size=len(words), **TEXT, **ends))
+        config = CLIPTextConfig(vocab_size=len(words), attn_implementation="eager", **TEXT, **ends)
+        self.text = CLIPTextModel(config)
         self.unet = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
+        self.unet.set_attn_processor(AttnProcessor())  # for training: fused attention has a slow backward on CPUs
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(x, t, self.text(tokens).last_hidden_state).sample
