@@ -132,5 +132,5 @@ def _check(control: Controller, solver: Solver, schedule: Sequence[Level], promp
     if control.needs_noise and not solver.noisy:
         raise ValueError(
             f"{solver!r} draws no noise, so all children of a particle stay equal and a search between steps has "
-            "nothing to choose from. Use a solver with noise, such as ddim(eta=1), or best_of_n, which chooses at the end."
+            "nothing to choose. Use a solver with noise, such as ddim(eta=1), or best_of_n, which chooses at the end."
         )

@@ -98,9 +98,8 @@ class dpmpp_2m:
             mixed = x0 + weight * (x0 - state.history["x0"])
         shrink = to.sigma / level.sigma
         x = shrink * state.x + (to.alpha - shrink * level.alpha) * mixed
-        width = torch.full(
-            (len(x0),), math.inf if to.sigma == 0 else _log_snr(to) - _log_snr(level)
-        )  # stays on the CPU
+        step = math.inf if to.sigma == 0 else _log_snr(to) - _log_snr(level)
+        width = torch.full((len(x0),), step)  # stays on the CPU
         return x, {"x0": x0, "width": width}
 
 

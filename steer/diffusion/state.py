@@ -65,7 +65,7 @@ class State:
     level: Level
     run: Run
     i: int = 0
-    x0: Tensor | None = None
+    x0: Tensor = None  # until the first prediction
     history: dict[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     alias: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))

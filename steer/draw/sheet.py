@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from steer.rewards.border import to_pil
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont
 
 INK, SOFT, FRAME, PAPER = "#1f2328", "#59636e", "#d1242f", "#ffffff"
 GAP, MARGIN, SMALLEST = 8, 16, 112
@@ -154,7 +153,7 @@ def _size(text: str, size: int) -> tuple[int, int]:
     return math.ceil(max(_font(size).getlength(line) for line in lines)), math.ceil(len(lines) * size * 1.3)
 
 
-def _font(size: int) -> FreeTypeFont:
+def _font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size=size)

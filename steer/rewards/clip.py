@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,14 +72,15 @@ class Judge(DualEncoder):
 class Encoder:
     """An open_clip model with its preprocessing as differentiable tensor operations and a memory of embedded texts."""
 
-    def __init__(self, model: torch.nn.Module, tokenizer, device: str):
+    def __init__(self, model: Any, tokenizer: Any, device: str):
         from open_clip.transform import PreprocessCfg, image_transform_v2
         from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
         config = dict(model.visual.preprocess_cfg)
         if config.get("resize_mode") == "longest":  # its padding is written for PIL pictures only
             raise ValueError("open_clip's resize_mode 'longest' is not supported; expected 'shortest' or 'squash'.")
-        steps = image_transform_v2(PreprocessCfg(**config), is_train=False).transforms
+        transform: Any = image_transform_v2(PreprocessCfg(**config), is_train=False)
+        steps = transform.transforms
         self._fit = Compose([step for step in steps if isinstance(step, Resize | CenterCrop)])
         self._normalise = next(step for step in steps if isinstance(step, Normalize))
         self._model, self._tokenizer, self._device = model, tokenizer, device

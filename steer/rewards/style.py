@@ -6,6 +6,7 @@ import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def edges(images: Tensor) -> Tensor:
     return (steps.square().sum(1) + FLAT**2).sqrt() - FLAT
 
 
-def _net(device: torch.device) -> torch.nn.Module:
+def _net(device: torch.device) -> Any:
     from steer import zoo
 
     return zoo.style_net().to(device)

@@ -111,8 +111,8 @@ def test_a_history_that_is_not_declared():
 
 def test_an_unknown_pipeline():
     parts = CASES["ddim"].pipe().components
-    other = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
-    refused_everywhere(other, r"StableDiffusionImg2ImgPipeline.*one of StableDiffusionPipeline")
+    other = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    refused_everywhere(other, r"StableDiffusionInpaintPipeline.*one of StableDiffusionPipeline")
 
 
 @pytest.mark.parametrize(

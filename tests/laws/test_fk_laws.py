@@ -1,8 +1,10 @@
 """Feynman-Kac steering samples the tilted posterior exactly, whatever happens on the way."""
 
+import math
+
 import pytest
 import torch
-from toys import estimate, gaussian, moments, quadratic, run, tilted, weighted
+from toys import estimate, gaussian, moments, near_corner, quadratic, run, three_modes, tilted, weighted
 
 from steer.diffusion.controllers.search import Every, FeynmanKac, Search, fk
 from steer.diffusion.schedule import vp
@@ -43,6 +45,19 @@ def test_the_tilted_posterior(kind, beta, every, seed):
 def test_the_tilted_posterior_under_constant_resampling(pick):
     search = Search(quadratic, Every(20), FeynmanKac("diff", 1.0), when_ess_below(1.0, pick))
     assert max(map(abs, off(run(gaussian(), search, n=128, groups=100), *tilted(LEFT)))) <= 3
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_tilted_mixture(seed):
+    """Three modes and r = exp(-|x - (7, 7)|): the target comes from weighting plain samples of the same sampler."""
+    plain = near_corner(run(three_modes(), groups=20_000, seed=9, steps=100).x)
+    weight = torch.softmax(4 * plain, 0) * len(plain)
+    exact = float((weight * plain).mean())
+    exact_error = estimate(weight * (plain - exact))[1]
+    state = run(three_modes(), fk(near_corner, 4.0), n=256, groups=60, seed=seed, steps=100)
+    mean, error = estimate(weighted(state, near_corner(state.x)))
+    assert abs(mean - exact) <= 3 * math.hypot(error, exact_error)
+    assert exact > 2 * plain.mean()
 
 
 def test_potentials_that_miss_the_last_correction_are_seen():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import Gather, first, gaussian, run
 
-from steer.diffusion.controllers.search import Every, Search, Value, best_of_n, code, fk, svdd
+from steer.diffusion.controllers.search import Every, Search, best_of_n, code, fk, svdd
 from steer.diffusion.solve import ddim, heun
 from steer.pick import prune
 
@@ -56,7 +56,8 @@ def test_a_given_start_is_one_row():
 
 def test_pruned_slots_cost_nothing():
     """4 particles until step 6, then 2: the look at step 6 comes after that step's evaluation."""
-    assert rows(Search(first, Every(6), Value(), prune(2))) == 4 * 7 + 2 * (T - 7)
+    assert rows(Search(first, Every(6), pick=prune(2))) == 4 * 7 + 2 * (T - 7)
+    assert rows(Search(first, Every(6), pick=prune(2), common_start=True)) == 1 + 4 * 6 + 2 * (T - 7)
 
 
 def test_a_funnel_narrows_step_by_step():

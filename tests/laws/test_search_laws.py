@@ -133,3 +133,17 @@ def test_seconds_are_those_of_the_run():
     for state in sample(gaussian(), (1,), vp(4), Slow(first, Every(None)), n=2):
         time.sleep(0.05)
     assert 0.05 <= state.run.ledger.seconds < 0.15
+
+
+def test_a_latent_reward_sees_x0_and_nothing_is_decoded():
+    class Latent:
+        needs_decode = False
+
+        def __call__(self, x0, prompts):
+            return first(x0, prompts)
+
+    run_with = lambda reward: run(gaussian(), code(reward, 2), n=4, steps=6, decode=lambda x0: x0 + 100)  # noqa: E731
+    latent, decoded = run_with(Latent()), run_with(first)
+    assert torch.equal(latent.x, decoded.x)
+    assert latent.run.ledger.decodes == 0 < decoded.run.ledger.decodes
+    assert torch.allclose(latent.trace[-1].scores + 100, decoded.trace[-1].scores)

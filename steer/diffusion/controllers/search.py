@@ -86,7 +86,8 @@ class FeynmanKac:
 class Search(Controller):
     """Score the particles, weigh them, and let the chosen ones continue.
 
-    reward        (pictures (b, 3, h, w) in [0, 1], prompts) -> (b,), higher is better; NaN and +-inf have failed
+    reward        (pictures (b, 3, h, w) in [0, 1], prompts) -> (b,), higher is better; NaN and +-inf have failed.
+                  With `needs_decode = False` it is given x0 itself, latents (b, ...), and nothing is decoded
     when          which steps to look at
     potential     scores (P, n) -> log-weights (P, n)
     pick          log-weights -> ancestors, from `steer.pick`
@@ -130,9 +131,10 @@ class Search(Controller):
         """(P, n) float32 scores; -inf for pruned slots, which are not scored, and where the reward is not finite."""
         live = (state.alias == torch.arange(len(state.alias))).nonzero()[:, 0]
         prompts = [state.run.prompts[row // state.n] for row in live.tolist()]
-        pictures = state.run.decode(state.x0[live.to(state.x0.device)])
+        clean = state.x0[live.to(state.x0.device)]
+        seen = state.run.decode(clean) if getattr(self.reward, "needs_decode", True) else clean
         state.run.ledger.reward_calls += len(live)
-        found = torch.as_tensor(self.reward(pictures, prompts)).detach().float().cpu()
+        found = torch.as_tensor(self.reward(seen, prompts)).detach().float().cpu()
         if found.shape != (len(live),):
             raise ValueError(
                 f"{self.reward!r} returned shape {tuple(found.shape)}; expected one score a picture: ({len(live)},)."
@@ -162,7 +164,9 @@ def code(reward: Reward, block: int = 5, beta: float | None = None, common_start
 
     Rows: n (T - 1) + 1 with the paper's common start, n T with distinct starts. `block=1` is SVDD-PM, `block=T` is
     best-of-n from one x_T. With `beta` the survivor is drawn with probability softmax(beta r) in place of the arg max.
-    CoDe(eta), the reference-conditioned form, is this search on an image-to-image pipeline with `strength=eta`.
+    CoDe(eta), the reference-conditioned form, is this search on an image-to-image pipeline; T counts the steps run:
+
+    >>> Steered(img2img_pipe, code(reward, block=5))("a red apple", n=8, image=reference, strength=eta)
     """
     if beta is None:
         return Search(reward, Every(block), Value(), greedy, common_start)

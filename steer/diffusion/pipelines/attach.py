@@ -40,9 +40,11 @@ def attach(
     control = as_chain(controllers)
     session = Session(pipe, control, n, eta, exact)
     check(pipe, control, n, eta)
+    shortened = [(pipe, "get_timesteps", session.get_timesteps)] if session.family.reference else []
     with ExitStack() as stack:
         for owner, name, method in (
             (pipe, "check_inputs", session.check_inputs),
+            *shortened,
             (pipe, "prepare_latents", session.prepare_latents),
             (pipe.vae, "decode", lambda original, *args, **kwargs: session.decoder(*args, **kwargs)),
             (getattr(pipe, session.family.network), "forward", session.forward),

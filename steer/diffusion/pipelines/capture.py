@@ -64,9 +64,15 @@ def denoiser_of(pipe: Any, prompt: str | list[str], **kwargs: Any) -> PipelineDe
 
         sample(d, d.shape, d.schedule, controllers, cond=d.cond, prompts=d.prompts, decode=d.decode)
 
-    Raises ValueError for an unsupported pipeline or scheduler and an empty list of prompts.
+    Raises ValueError for an unsupported pipeline or scheduler, a pipeline that starts from a reference, and an empty
+    list of prompts.
     """
     family = family_of(pipe)
+    if family.reference is not None:
+        raise ValueError(
+            f"{type(pipe).__name__} starts from a reference, part of the way down its schedule: steer it by `attach` "
+            "or `Steered`, or take the denoiser of the text-to-image pipeline, StableDiffusionPipeline.from_pipe(pipe)."
+        )
     kind_of(pipe.scheduler)
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
     if not prompts:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from steer.diffusion.pipelines.family import Family
+from steer.diffusion.pipelines.img2img import STABLE_DIFFUSION_IMG2IMG
 from steer.diffusion.pipelines.sd import STABLE_DIFFUSION
 
-FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION,)}
+FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_IMG2IMG)}
 
 
 def family_of(pipe: Any) -> Family:

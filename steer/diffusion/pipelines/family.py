@@ -18,6 +18,8 @@ class Family:
     input        the network's argument for the noisy latents
     noise_shape  (pipe, arguments of `prepare_latents`) -> shape of the initial noise
     finish       (pipe, decoded pictures in [-1, 1], output_type) -> images as the pipeline returns them
+    reference    (pipe, arguments of `prepare_latents`, n) -> its `image` with one row a particle; None for a pipeline
+                 that starts from noise alone
     """
 
     pipeline: str
@@ -25,6 +27,7 @@ class Family:
     input: str
     noise_shape: Callable[[Any, dict[str, Any]], tuple[int, ...]]
     finish: Callable[[Any, Tensor, str], Any]
+    reference: Callable[[Any, dict[str, Any], int], Tensor] | None = None
 
 
 def to_decoder(pipe: Any, latents: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def _pndm(scheduler: Any, call: int) -> bool:
 
 
 def _first_order(scheduler: Any, call: int) -> bool:
-    return scheduler.order_list[call] == 1
+    # a run that begins inside a group of steps begins at first order: it has no history yet
+    return call == 0 or scheduler.order_list[(scheduler.begin_index or 0) + call] == 1
 
 
 KINDS = {
@@ -89,10 +90,13 @@ def kind_of(scheduler: Any) -> Kind:
     raise ValueError(f"scheduler {name} is not supported; expected one of {', '.join(KINDS)}.{hint}")
 
 
-def looks(scheduler: Any) -> list[int]:
-    """The numbers of those calls of `step` that open a noise level, after `set_timesteps`: one look each."""
+def looks(scheduler: Any, skipped: int = 0) -> list[int]:
+    """The numbers of those calls of `step` that open a noise level, after `set_timesteps`: one look each.
+
+    skipped  how many timesteps the run leaves out at its start; calls count from the first one made
+    """
     first = kind_of(scheduler).first
-    return [call for call in range(len(scheduler.timesteps)) if first(scheduler, call)]
+    return [call for call in range(len(scheduler.timesteps) - skipped) if first(scheduler, call)]
 
 
 def draws_noise(scheduler: Any, eta: float | None) -> bool:

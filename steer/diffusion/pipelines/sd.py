@@ -14,10 +14,11 @@ def _noise_shape(pipe: Any, call: dict[str, Any]) -> tuple[int, ...]:
     return call["batch_size"], call["num_channels_latents"], height, width
 
 
-def _finish(pipe: Any, decoded: Tensor, output_type: str) -> Any:
+def finish(pipe: Any, decoded: Tensor, output_type: str) -> Any:
+    """`Family.finish` of all Stable Diffusion 1.x and 2.x pipelines."""
     images, unsafe = pipe.run_safety_checker(decoded, decoded.device, decoded.dtype)
     denormalize = [True] * len(images) if unsafe is None else [not flag for flag in unsafe]
     return pipe.image_processor.postprocess(images, output_type=output_type, do_denormalize=denormalize)
 
 
-STABLE_DIFFUSION = Family("StableDiffusionPipeline", "unet", "sample", _noise_shape, _finish)
+STABLE_DIFFUSION = Family("StableDiffusionPipeline", "unet", "sample", _noise_shape, finish)

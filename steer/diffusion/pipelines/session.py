@@ -43,6 +43,7 @@ class Session:
         self.family, self.scheduler = family_of(pipe), pipe.scheduler
         self.network, self.decoder = NetworkStation(pipe, exact), Decoder(pipe.vae.decode)
         self.prompts: list[str] = [""]
+        self.skipped = 0
 
     # results
 
@@ -84,16 +85,31 @@ class Session:
             raise ValueError(f"prompt = {prompt!r}: expected a string or a non-empty list of strings.")
         return original(*args, **kwargs)
 
+    def get_timesteps(self, original: Method, *args: Any, **kwargs: Any) -> Any:
+        """For a pipeline that runs only the end of its schedule: notes how many calls of `step` it leaves out."""
+        timesteps, steps = original(*args, **kwargs)
+        if len(timesteps) == 0:
+            given = inspect.signature(original).bind(*args, **kwargs).arguments
+            raise ValueError(
+                f"strength = {given['strength']} of num_inference_steps = {given['num_inference_steps']} leaves no "
+                "step to run; expected strength * num_inference_steps >= 1."
+            )
+        self.skipped = len(self.scheduler.timesteps) - len(timesteps)
+        return timesteps, steps
+
     def prepare_latents(self, original: Method, *args: Any, **kwargs: Any) -> Tensor:
         """For the initial noise: a call begins, and every particle gets its own noise or shares the latents given."""
         call = inspect.signature(original).bind(*args, **kwargs)
-        images = self._images(call.arguments["batch_size"])
+        shape = self.family.noise_shape(self.pipe, call.arguments)
+        images = self._images(shape[0])
         self.generator, latents = call.arguments.get("generator"), call.arguments.get("latents")
         self.shared = latents is not None and self.n > 1 and len(latents) == images
         if self.shared:
             call.arguments["latents"] = latents.repeat_interleave(self.n, 0)
         noise = ParticleNoise(self.n, self.generator[0] if isinstance(self.generator, list) else self.generator)
-        with DrawPerParticle(noise, self.family.noise_shape(self.pipe, call.arguments)):
+        if self.family.reference is not None:
+            call.arguments["image"] = self.family.reference(self.pipe, call.arguments, self.n)
+        with DrawPerParticle(noise, shape):
             x = original(*call.args, **call.kwargs)
         self._begin(x, noise, images)
         return self.state.x
@@ -118,7 +134,7 @@ class Session:
         x = out[0] if torch.isfinite(state.logw).all() else out[0][state.alias.to(sample.device)]
         fresh = noise.drawn > drawn or isinstance(self.generator, list)
         state = replace(state, x=x, label=state.alias if fresh else state.label)
-        self.state = self._finish(state) if self.calls == len(self.scheduler.timesteps) else state
+        self.state = self._finish(state) if self.calls + self.skipped == len(self.scheduler.timesteps) else state
         self.ledger.seconds = time.perf_counter() - self.began
         return _with_sample(out, self.state.x)
 
@@ -132,11 +148,11 @@ class Session:
 
     def _begin(self, x: Tensor, noise: ParticleNoise, images: int) -> None:
         self.began, self.calls, self.entered = time.perf_counter(), 0, None
-        self.looks = looks(self.scheduler)
+        self.looks = looks(self.scheduler, self.skipped)
         prompts = tuple(prompt for prompt in self.prompts for _ in range(images // len(self.prompts)))
         run = Run(prompts, self.n, len(self.looks), noise, self.decode)
         self.decoder.begin(run.ledger, images if self.exact else None)
-        state = State.begin(x, level_at(self.scheduler, self.scheduler.timesteps[0]), run)
+        state = State.begin(x, level_at(self.scheduler, self.scheduler.timesteps[self.skipped]), run)
         if self.shared:
             state = replace(state, label=state.label // self.n * self.n)
         self.state = self.control.start(state)

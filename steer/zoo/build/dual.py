@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from .files import save_half, save_json, write_folder
@@ -31,7 +32,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 BATCH = 96
 
 
-def build(name: str) -> nn.Module:
+def build(name: str) -> Any:
     """A new open_clip CLIP with fixed initial weights."""
     import open_clip
 
@@ -47,7 +48,7 @@ def contrastive(image: Tensor, text: Tensor, same: Tensor, scale: Tensor) -> Ten
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def loss(model: nn.Module, generator: Generator, progress: float) -> Tensor:
+def loss(model: Any, generator: Generator, progress: float) -> Tensor:
     """One contrastive step; the pictures are augmented so that half-denoised ones are judged too."""
     images, texts = draw_captioned(BATCH, generator)
     tokens = tokenizer()(
@@ -58,7 +59,7 @@ def loss(model: nn.Module, generator: Generator, progress: float) -> Tensor:
     return contrastive(model.encode_image(seen), model.encode_text(tokens), same, model.logit_scale.exp().clamp(max=50))
 
 
-def save(name: str, model: nn.Module) -> None:
+def save(name: str, model: Any) -> None:
     """Write what `open_clip.create_model("local-dir:...")` reads."""
 
     def fill(folder: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,9 @@ class State:
     def __init__(self, model: nn.Module, config: Fit):
         self.model, self.config = model, config
         self.average = copy.deepcopy(model).requires_grad_(False)
+        trained = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], config.lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
+            trained, config.lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.seconds = 0, 0.0
@@ -69,7 +71,7 @@ class State:
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote."""
-        content = torch.load(path, weights_only=True)
+        content: Any = torch.load(path, weights_only=True)
         self.model.load_state_dict(content["model"])
         self.average.load_state_dict(content["average"])
         self.optimiser.load_state_dict(content["optimiser"])
@@ -80,8 +82,8 @@ class State:
     def follow(self) -> None:
         """average <- d average + (1 - d) weights with d = min(ema, (1 + step) / (10 + step)); buffers are copied."""
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        ours, theirs = list(self.average.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for ours, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - decay)
         for ours, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             ours.copy_(theirs)
 

@@ -65,7 +65,7 @@ def place(pictures: Tensor, generator: Generator, smallest: float = 0.7) -> Tens
 
 
 def draw_singles(
-    count: int, generator: Generator, background: float = 0.25, recoloured: float = 0.12, moved: float = 0.5
+    count: int, generator: Generator, background: float = 0.15, recoloured: float = 0.08, moved: float = 0.25
 ) -> tuple[Tensor, list[str]]:
     """Captioned pictures (count, 3, 64, 64) of one object each; the shares say how many are varied in which way.
 
@@ -101,7 +101,7 @@ def draw_scene(generator: Generator, background: Tensor = WHITE) -> tuple[Tensor
     return picture, scene_caption(names[a], relation, names[b], STYLES[style])
 
 
-def draw_captioned(count: int, generator: Generator, scenes: float = 0.15) -> tuple[Tensor, list[str]]:
+def draw_captioned(count: int, generator: Generator, scenes: float = 0.1) -> tuple[Tensor, list[str]]:
     """Pictures (count, 3, 64, 64) and captions: a share of scenes, the rest single objects."""
     twos = [draw_scene(generator) for _ in range(round(scenes * count))]
     images, texts = draw_singles(count - len(twos), generator)

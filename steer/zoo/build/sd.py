@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -26,11 +27,14 @@ UNET = {
     "cross_attention_dim": 192,
     "attention_head_dim": (1, 2, 3),  # diffusers reads this as the number of heads: 64 channels each
     "norm_num_groups": 16,
+    "addition_embed_type": "text",  # the pooled text joins the time embedding, and both scale and shift every block:
+    "addition_embed_type_num_heads": 4,  # what a name looks like is known everywhere, cross-attention adds the details
+    "resnet_time_scale_shift": "scale_shift",
 }
 TEXT = {
     "hidden_size": 192,
     "intermediate_size": 768,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "projection_dim": 192,
     "max_position_embeddings": CONTEXT,
@@ -62,10 +66,11 @@ class Denoiser(nn.Module):
             "eos_token_id": words.eos_token_id,
             "pad_token_id": words.pad_token_id,
         }
-        config = CLIPTextConfig(vocab_size=len(words), attn_implementation="eager", **TEXT, **ends)
-        self.text = CLIPTextModel(config)
-        self.unet = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
-        self.unet.set_attn_processor(AttnProcessor())  # for training: fused attention has a slow backward on CPUs
+        self.text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=len(words), **TEXT, **ends))
+        self.unet: Any = UNet2DConditionModel(**UNET)
+        self.unet.to(memory_format=torch.channels_last)
+        self.unet.set_attn_processor(AttnProcessor())  # fused attention has a slow backward on CPUs
+        self.text.set_attn_implementation("eager")
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(x, t, self.text(tokens).last_hidden_state).sample
@@ -77,7 +82,7 @@ def tokens_of(texts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def bank(autoencoder: nn.Module, path: Path) -> tuple[Tensor, Tensor]:
+def bank(autoencoder: Any, path: Path) -> tuple[Tensor, Tensor]:
     """Scaled latents (n, 4, 16, 16) and caption tokens (n, CONTEXT) of `PICTURES` training pictures, kept in `path`."""
     from safetensors.torch import load_file, save_file
 
@@ -93,8 +98,15 @@ def bank(autoencoder: nn.Module, path: Path) -> tuple[Tensor, Tensor]:
 
 
 def share_of_fine(progress: float) -> float:
-    """Which share of the batches is 16 x 16: none at first, all from 60 % on."""
-    return min(max((progress - 0.35) / 0.25, 0.0), 1.0)
+    """Which share of the batches is 16 x 16: a tenth at first, all from 70 % on."""
+    return min(0.1 + 1.3 * progress, 1.0)
+
+
+def draw_times(count: int, generator: Generator, fine: bool) -> Tensor:
+    """Times (count,) in 0 ... 999, logit-normal: most where shapes form; later ones on the small grid, whose noise is halved."""
+    return (
+        (1000 * torch.sigmoid(torch.randn(count, generator=generator) + (0.0 if fine else 0.7))).long().clamp(max=999)
+    )
 
 
 def make_loss(latents: Tensor, tokens: Tensor):
@@ -108,11 +120,11 @@ def make_loss(latents: Tensor, tokens: Tensor):
     kept = DDPMScheduler(**SCHEDULE).alphas_cumprod
     empty = tokens_of([""])[0]
 
-    def loss(model: nn.Module, generator: Generator, progress: float) -> Tensor:
-        which = torch.randint(len(latents), (BATCH,), generator=generator)
-        t = torch.randint(len(kept), (BATCH,), generator=generator)
-        dropped = torch.rand(BATCH, 1, generator=generator) < DROP
+    def loss(model: Any, generator: Generator, progress: float) -> Tensor:
         fine = float(torch.rand((), generator=generator)) < share_of_fine(progress)
+        which = torch.randint(len(latents), (BATCH,), generator=generator)
+        t = draw_times(BATCH, generator, fine)
+        dropped = torch.rand(BATCH, 1, generator=generator) < DROP
         x0 = latents[which] if fine else F.avg_pool2d(latents[which], 2)
         level = torch.stack([kept[t].sqrt(), (1 - kept[t]).sqrt() * (1.0 if fine else 0.5)])
         alpha, sigma = F.normalize(level, dim=0)[:, :, None, None, None]
@@ -124,7 +136,7 @@ def make_loss(latents: Tensor, tokens: Tensor):
     return loss
 
 
-def pipeline(model: Denoiser, autoencoder: nn.Module):
+def pipeline(model: Denoiser, autoencoder: Any):
     """The stock StableDiffusionPipeline around the trained parts."""
     from diffusers import DDPMScheduler, StableDiffusionPipeline
 

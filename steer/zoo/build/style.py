@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..data import compose
@@ -17,7 +18,7 @@ from .pictures import augment, draw_glyphs, place, randint
 BATCH = 64
 
 
-def loss(model: nn.Module, generator: Generator, progress: float) -> Tensor:
+def loss(model: Any, generator: Generator, progress: float) -> Tensor:
     """Cross-entropy of the style of glyphs on any background, half of them moved; every third batch is augmented."""
     pictures, which = draw_glyphs(BATCH, generator)
     half = BATCH // 2

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..data import compose, glyphs, split
@@ -29,7 +30,7 @@ BATCH, CROPS = 16, (32, 32, 48)
 KL_WEIGHT = 1e-6
 
 
-def build() -> nn.Module:
+def build() -> Any:
     """A new autoencoder with fixed initial weights."""
     from diffusers import AutoencoderKL
 
@@ -64,7 +65,7 @@ def crops(generator: Generator) -> Tensor:
     return F.avg_pool2d(images, 2) if whole and randint(2, generator) else images
 
 
-def loss(vae: nn.Module, generator: Generator, progress: float) -> Tensor:
+def loss(vae: Any, generator: Generator, progress: float) -> Tensor:
     """distance(decode(z), x) + 1e-6 KL, z drawn from the posterior.
 
     One batch in four asks it of z and x both shrunk by two (EQ-VAE, arXiv 2502.09509): then latents of a small picture
@@ -80,7 +81,7 @@ def loss(vae: nn.Module, generator: Generator, progress: float) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruct(vae: nn.Module, images: Tensor) -> Tensor:
+def reconstruct(vae: Any, images: Tensor) -> Tensor:
     """Pictures (b, 3, 64, 64) in [0, 1] through the posterior mean and back."""
     wide = images.mul(2).sub(1)
     parts = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in wide.split(64)]
@@ -93,7 +94,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def standardise(vae: nn.Module) -> None:
+def standardise(vae: Any) -> None:
     """Give every latent channel mean 0 and deviation 1 on the training pictures; pictures do not change.
 
     z' = (z - m) / s is folded into the two 1 x 1 convolutions around the latents (the second half of `quant_conv` makes
@@ -117,7 +118,7 @@ def train(cache: Path, minutes: float = 14.0) -> None:
     fit("vae", build(), loss, Fit(minutes=minutes, lr=2e-3, weight_decay=1e-4, ema=0.997), cache)
 
 
-def trained(cache: Path) -> nn.Module:
+def trained(cache: Path) -> Any:
     """The autoencoder of the finished stage "vae", standardised. Raises ValueError when that has not been run."""
     if not (cache / "vae.pt").exists():
         raise ValueError(
