@@ -18,10 +18,10 @@
 # %%
 import torch
 from IPython.display import display
-from steer.draw import contact_sheet, lineage_tree
 
 import steer
 from steer import rewards
+from steer.draw import contact_sheet, lineage_tree
 
 pipe = steer.load("emoji")
 pipe.set_progress_bar_config(disable=True)
@@ -32,8 +32,8 @@ pipe("a red apple, noto style", generator=seed(), **settings).images[0].resize((
 # %% [markdown]
 # ## Steer it
 #
-# CoDe (arXiv 2502.00968) keeps `n` particles. At the end of every block of steps it decodes the network's clean estimate
-# of each, scores them, and lets all of them continue the best one. Here the reward is minus the size of the JPEG file.
+# CoDe (arXiv 2502.00968) keeps `n` particles. At the end of every block of steps it decodes the network's clean
+# estimate of each, scores them, and lets all of them continue the best one. Here the reward is minus the JPEG's size.
 
 # %%
 out = steer.Steered(pipe, steer.code(rewards.Compressibility(), block=4))(

@@ -147,3 +147,11 @@ def test_a_latent_reward_sees_x0_and_nothing_is_decoded():
     assert torch.equal(latent.x, decoded.x)
     assert latent.run.ledger.decodes == 0 < decoded.run.ledger.decodes
     assert torch.allclose(latent.trace[-1].scores + 100, decoded.trace[-1].scores)
+
+
+def test_two_searches_of_one_chain_remember_apart():
+    """A second search whose reward is constant changes no weight, so it must not change the first one's either."""
+    fk_search = Search(first, Every(2), FeynmanKac("diff", 0.7), when_ess_below(1e-6))
+    idle = Search(lambda x, prompts: torch.ones(len(x)), Every(2), FeynmanKac("diff", 0.7), when_ess_below(1e-6))
+    alone, both = (run(gaussian(), chosen, n=16, steps=8) for chosen in ([fk_search], [fk_search, idle]))
+    assert torch.allclose(torch.log_softmax(alone.logw, 0), torch.log_softmax(both.logw, 0), atol=1e-5)

@@ -120,10 +120,13 @@ class Search(Controller):
         if (state.n == 1 and not state.finished) or not self.when(state.i, state.steps):
             return state
         scores = self._scores(state)
-        log_g, memory = self.potential(scores, state)
+        own = f"{id(self)}."  # two searches of one chain remember apart
+        remembered = {name.removeprefix(own): m for name, m in state.memory.items() if name.startswith(own)}
+        log_g, memory = self.potential(scores, replace(state, memory=remembered))
         logw = state.grouped(state.logw) + log_g
         index, left = self.pick(logw, state.run.noise.pick_generator(len(state.trace)))
-        moved = replace(state, memory={**state.memory, **memory}).gather(index, left)
+        memory = {**state.memory, **{own + name: m for name, m in memory.items()}}
+        moved = replace(state, memory=memory).gather(index, left)
         taken = state.grouped(index.flatten()[moved.alias])  # a pruned slot continues what its speaker continues
         return replace(moved, trace=(*state.trace, Look(state.i, scores, taken)))
 

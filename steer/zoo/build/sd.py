@@ -103,7 +103,7 @@ def share_of_fine(progress: float) -> float:
 
 
 def draw_times(count: int, generator: Generator, fine: bool) -> Tensor:
-    """Times (count,) in 0 ... 999, logit-normal: most where shapes form; later ones on the small grid, whose noise is halved."""
+    """Times (count,) in 0 ... 999, logit-normal: most where shapes form; later on the small, less noisy grid."""
     return (
         (1000 * torch.sigmoid(torch.randn(count, generator=generator) + (0.0 if fine else 0.7))).long().clamp(max=999)
     )
