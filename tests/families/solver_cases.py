@@ -13,6 +13,7 @@ import tiny
 import torch
 
 from steer.diffusion.control import Controller
+from steer.diffusion.noise import ParticleNoise
 from steer.diffusion.pipelines import attach
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -124,3 +125,17 @@ class Watch(Controller):
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
     """Equal to rounding: largest difference within `tolerance` of the largest value."""
     return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def noise_of(case, n, monkeypatch, **kwargs):
+    """Every noise tensor that a run of the case with n particles draws."""
+    drawn, draw = [], ParticleNoise.draw
+
+    def noted(self, plain, alias=None):
+        drawn.append(draw(self, plain, alias))
+        return drawn[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParticleNoise, "draw", noted)
+        case.attached(n=n, **kwargs)
+    return drawn

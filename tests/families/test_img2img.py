@@ -6,10 +6,9 @@ import diffusers
 import pytest
 import tiny
 import torch
-from solver_cases import CASES, Case, Watch, brightness, of
+from solver_cases import CASES, Case, Watch, brightness, noise_of, of
 
 from steer.diffusion.controllers import best_of_n, code
-from steer.diffusion.noise import ParticleNoise
 from steer.diffusion.pipelines import Steered, attach, denoiser_of
 
 PROMPTS = ["a cat", "dog"]
@@ -75,19 +74,6 @@ def test_exact_particles_are_the_same_for_any_n_and_the_first_is_plain(case, str
     assert torch.equal(four[[0, 4]], plain)
     assert torch.equal(four.unflatten(0, (2, 4))[:, :2], two.unflatten(0, (2, 2)))
     assert len(four.unique(dim=0)) == 8
-
-
-def noise_of(case, n, monkeypatch, **kwargs):
-    drawn, draw = [], ParticleNoise.draw
-
-    def noted(self, plain, alias=None):
-        drawn.append(draw(self, plain, alias))
-        return drawn[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ParticleNoise, "draw", noted)
-        case.attached(n=n, **kwargs)
-    return drawn
 
 
 @NOISY

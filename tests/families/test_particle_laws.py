@@ -3,11 +3,10 @@
 import pytest
 import tiny
 import torch
-from solver_cases import CASES, EVERY, NOISY, Watch, brightness, close
+from solver_cases import CASES, EVERY, NOISY, Watch, brightness, close, noise_of
 from torch.overrides import TorchFunctionMode
 
 from steer.diffusion.controllers import code
-from steer.diffusion.noise import ParticleNoise
 from steer.diffusion.pipelines import Steered
 
 
@@ -23,19 +22,6 @@ class Record(TorchFunctionMode):
         if func is torch.randn:
             self.seen.append(answer)
         return answer
-
-
-def noise_of(case, n, monkeypatch):
-    drawn, draw = [], ParticleNoise.draw
-
-    def noted(self, plain, alias=None):
-        drawn.append(draw(self, plain, alias))
-        return drawn[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ParticleNoise, "draw", noted)
-        case.attached(n=n)
-    return drawn
 
 
 @EVERY
