@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "steer" / "world"
-MINUTES = {"vae": 14.0, "emoji-clip": 6.0, "emoji-judge": 6.0, "emoji-style": 2.0, "emoji-sd": 90.0}
+MINUTES = {"vae": 14.0, "emoji-clip": 9.0, "emoji-judge": 5.0, "emoji-style": 4.0, "emoji-sd": 300.0}
 
 
 def build(minutes: dict[str, float] | None = None, cache: Path = CACHE, only: str | None = None) -> None:

@@ -152,7 +152,7 @@ def pipeline(model: Denoiser, autoencoder: Any):
     )
 
 
-def train(cache: Path, minutes: float = 90.0, until: int | None = None) -> None:
+def train(cache: Path, minutes: float, until: int | None = None) -> None:
     """Train (or finish training) the denoiser on the finished autoencoder's latents and write the whole pipeline."""
     autoencoder = vae.trained(cache)
     latents, tokens = bank(autoencoder, cache / "latents.safetensors")

@@ -30,7 +30,7 @@ def loss(model: Any, generator: Generator, progress: float) -> Tensor:
     return F.cross_entropy(logits.float(), which[:, 0], label_smoothing=0.02)
 
 
-def train(cache: Path, minutes: float = 2.0) -> None:
+def train(cache: Path, minutes: float) -> None:
     """Train (or finish training) the classifier and write it to the package."""
     torch.manual_seed(3)
     model = fit("emoji-style", StyleNet(), loss, Fit(minutes=minutes, lr=2e-3, seed=3), cache)

@@ -113,7 +113,7 @@ def standardise(vae: Any) -> None:
     vae.register_to_config(scaling_factor=1.0)
 
 
-def train(cache: Path, minutes: float = 14.0) -> None:
+def train(cache: Path, minutes: float) -> None:
     """Train (or finish training) the autoencoder; it is shipped as a part of emoji-sd."""
     fit("vae", build(), loss, Fit(minutes=minutes, lr=2e-3, weight_decay=1e-4, ema=0.997), cache)
 

@@ -1,0 +1,43 @@
+"""The benchmarks run at a small size, resume, and write rows that say what made them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from steer.cli.record import Rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(name: str, *options: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_code_compares_at_equal_rows_and_resumes(tmp_path):
+    options = ["--prompts", "3", "--seeds", "2", "--n", "2", "--steps", "2", "--block", "1", "--out", str(tmp_path)]
+    bench("code", *options, "--results", str(tmp_path))
+    rows = Rows(tmp_path / "results.jsonl").rows
+    assert len(rows) == 3 * 2 * 3 * 2  # prompts, seeds, methods, rewards
+    assert {row["rows"] for row in rows} == {2 * 2 * 2}  # branches, n, steps
+    first = json.loads((tmp_path / "code.json").read_text())
+    assert {(entry["reward"], entry["method"]) for entry in first["table"]} == {
+        (row["reward"], row["method"]) for row in rows
+    }
+    for entry in first["table"]:
+        mean, low, high = entry["target - plain"]
+        assert low <= mean <= high
+        assert entry["method"] != "plain" or mean == low == high == 0
+    bench("code", *options, "--results", str(tmp_path))
+    assert Rows(tmp_path / "results.jsonl").rows == rows
+    assert json.loads((tmp_path / "code.json").read_text())["table"] == first["table"]
+
+
+def test_overhead_is_a_ratio_of_alternating_runs(tmp_path):
+    said = bench("overhead", "--n", "2", "--steps", "5", "--rounds", "2", "--results", str(tmp_path))
+    found = json.loads((tmp_path / "overhead.json").read_text())
+    assert f"{found['ratio']:.3f}" in said
+    assert found["ratio"] > 0.3
