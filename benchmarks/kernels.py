@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from steer_kernels import score_select
@@ -56,7 +57,8 @@ def checked(ways: dict[str, Callable], inputs: list[Tensor]) -> None:
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def timed(way: Callable, inputs: list[Tensor]) -> list[float]:
+def timed(way: Callable, inputs: list[Tensor]) -> Any:
+    """Milliseconds at each of `QUANTILES`."""
     return triton.testing.do_bench(lambda: way(*inputs), quantiles=QUANTILES)
 
 

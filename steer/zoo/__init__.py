@@ -29,7 +29,7 @@ def folder(name: str) -> Path:
     return WEIGHTS / name
 
 
-def load(model: str | os.PathLike, **kwargs: Any):
+def load(model: str | os.PathLike, **kwargs: Any) -> Any:
     """A stock diffusers pipeline: "emoji" is the embedded one, else a folder or hub id for `from_pretrained`.
 
     kwargs go to `from_pretrained`; the embedded pipeline defaults to float32. Raises ValueError for a name that is

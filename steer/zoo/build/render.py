@@ -55,7 +55,7 @@ def _svg(icons: dict, name: str) -> str:
 
 
 def _raster(svg: str) -> Image.Image:
-    import resvg_py
+    import resvg_py  # pyright: ignore[reportMissingImports]  # of the train extra
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=CELL, height=CELL, skip_system_fonts=True))
     return Image.open(io.BytesIO(png)).convert("RGBA")
