@@ -40,7 +40,7 @@ out = steer.Steered(pipe, steer.code(rewards.Compressibility(), block=4))(
     "a butterfly", n=4, num_images_per_prompt=3, generator=seed(), **settings
 )
 plain = pipe("a butterfly", num_images_per_prompt=3, generator=seed(), **settings).images
-scores = rewards.Compressibility()(torch.stack([rewards.to_tensor(image) for image in plain]), ["a butterfly"] * 3)
+scores = rewards.Compressibility()(rewards.to_tensor(plain), ["a butterfly"] * 3)
 display(
     contact_sheet(
         [*plain, *out.images],
