@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from .files import save_half, save_json, write_folder
-from .fit import Fit, fit
+from .fit import Fit, fit, seeded
 from .pictures import augment, draw_captioned
 from .words import CONTEXT, tokenizer
 
@@ -19,12 +18,10 @@ CONFIGS = {
     "emoji-clip": {
         "embed_dim": 128,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "patch_size": None},
-        "text_cfg": TEXT,
     },
     "emoji-judge": {
         "embed_dim": 128,
         "vision_cfg": {"image_size": 64, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear"},
-        "text_cfg": TEXT,
     },
 }
 SEEDS = {"emoji-clip": 1, "emoji-judge": 2}
@@ -36,9 +33,13 @@ def build(name: str) -> Any:
     """A new open_clip CLIP with fixed initial weights."""
     import open_clip
 
-    torch.manual_seed(SEEDS[name])
-    config = CONFIGS[name]
-    return open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": len(tokenizer())}})
+    with seeded(SEEDS[name]):
+        return open_clip.CLIP(**config_of(name))
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The open_clip configuration, with the size of the vocabulary filled in."""
+    return {**CONFIGS[name], "text_cfg": {**TEXT, "vocab_size": len(tokenizer())}}
 
 
 def contrastive(image: Tensor, text: Tensor, same: Tensor, scale: Tensor) -> Tensor:
@@ -63,9 +64,8 @@ def save(name: str, model: Any) -> None:
     """Write what `open_clip.create_model("local-dir:...")` reads."""
 
     def fill(folder: Path) -> None:
-        config = {**CONFIGS[name], "text_cfg": {**TEXT, "vocab_size": len(tokenizer())}}
         preprocess = {"mean": MEAN, "std": STD, "size": [64, 64], "interpolation": "bilinear", "resize_mode": "squash"}
-        save_json({"model_cfg": config, "preprocess_cfg": preprocess}, folder / "open_clip_config.json")
+        save_json({"model_cfg": config_of(name), "preprocess_cfg": preprocess}, folder / "open_clip_config.json")
         save_half(model, folder / "open_clip_model.safetensors")
         tokenizer().save_pretrained(folder)
 

@@ -6,7 +6,8 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ class Fit:
     def rate(self, progress: float) -> float:
         """lr * min(progress / warmup, (1 - progress) / (1 - warmup)): linear up, linear down to zero."""
         return self.lr * max(min(progress / self.warmup, (1 - progress) / (1 - self.warmup)), 1e-4)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn inside depends on `seed` alone; the global generator goes on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 class State:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from . import vae
 from .files import write_folder
-from .fit import Fit, fit
+from .fit import Fit, fit, seeded
 from .pictures import draw_captioned
 from .words import CONTEXT, tokenizer
 
@@ -59,7 +59,6 @@ class Denoiser(nn.Module):
         from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        torch.manual_seed(4)
         words = tokenizer()
         ends = {
             "bos_token_id": words.bos_token_id,
@@ -157,6 +156,8 @@ def train(cache: Path, minutes: float, until: int | None = None) -> None:
     autoencoder = vae.trained(cache)
     latents, tokens = bank(autoencoder, cache / "latents.safetensors")
     config = Fit(minutes=minutes, lr=1.5e-3, ema=0.998, seed=4)
-    model = fit("emoji-sd", Denoiser(), make_loss(latents, tokens), config, cache, until)
+    with seeded(4):
+        start = Denoiser()
+    model = fit("emoji-sd", start, make_loss(latents, tokens), config, cache, until)
     whole = pipeline(model, autoencoder).to(torch.float16)
     write_folder("emoji-sd", lambda folder: whole.save_pretrained(folder))

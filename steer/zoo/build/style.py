@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..data import compose
 from ..style import StyleNet
 from .files import save_half, write_folder
-from .fit import Fit, fit
+from .fit import Fit, fit, seeded
 from .pictures import augment, draw_glyphs, place, randint
 
 BATCH = 64
@@ -32,6 +32,7 @@ def loss(model: Any, generator: Generator, progress: float) -> Tensor:
 
 def train(cache: Path, minutes: float) -> None:
     """Train (or finish training) the classifier and write it to the package."""
-    torch.manual_seed(3)
-    model = fit("emoji-style", StyleNet(), loss, Fit(minutes=minutes, lr=2e-3, seed=3), cache)
+    with seeded(3):
+        start = StyleNet()
+    model = fit("emoji-style", start, loss, Fit(minutes=minutes, lr=2e-3, seed=3), cache)
     write_folder("emoji-style", lambda folder: save_half(model, folder / "model.safetensors"))

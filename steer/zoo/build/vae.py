@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..data import compose, glyphs, split
-from .fit import Fit, fit
+from .fit import Fit, fit, seeded
 from .pictures import draw_plain, randint
 
 CONFIG = {
@@ -34,8 +34,8 @@ def build() -> Any:
     """A new autoencoder with fixed initial weights."""
     from diffusers import AutoencoderKL
 
-    torch.manual_seed(0)
-    return AutoencoderKL(**CONFIG)
+    with seeded(0):
+        return AutoencoderKL(**CONFIG)
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,19 +78,6 @@ def loss(vae: Any, generator: Generator, progress: float) -> Tensor:
     if randint(4, generator) == 0:
         images, latents = F.avg_pool2d(images, 2), F.avg_pool2d(latents, 2)
     return distance(vae.decode(latents).sample.float(), images) + KL_WEIGHT * posterior.kl().float().mean()
-
-
-@torch.no_grad()
-def reconstruct(vae: Any, images: Tensor) -> Tensor:
-    """Pictures (b, 3, 64, 64) in [0, 1] through the posterior mean and back."""
-    wide = images.mul(2).sub(1)
-    parts = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in wide.split(64)]
-    return torch.cat(parts).add(1).div(2).clamp(0, 1).contiguous()
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, -10 log10 mean (a - b)^2 of each picture, averaged over pictures."""
-    return (-10 * (a - b).square().flatten(1).mean(1).clamp(min=1e-10).log10()).mean()
 
 
 @torch.no_grad()
