@@ -108,3 +108,11 @@ def test_conditioning_is_a_tree_with_one_entry_a_prompt():
     assert isinstance(d.schedule[0], Level)
     lone = denoiser_of(CASES["ddim"].pipe(), "a cat", **{**ASK, "guidance_scale": 1.0})
     assert lone.cond["encoder_hidden_states"].shape == (1, 1, 16, 32)
+
+
+@torch.no_grad()
+def test_the_branches_of_guidance_can_be_asked_alone():
+    d = denoiser_of(CASES["ddim"].pipe(), PROMPTS, generator=tiny.generator(), **ASK)
+    free, asked = (d(d.x, d.schedule[0], {k: v[:, [block]] for k, v in d.cond.items()}) for block in (0, 1))
+    assert not close(free, asked)
+    assert close(free + ASK["guidance_scale"] * (asked - free), d(d.x, d.schedule[0], d.cond))

@@ -48,9 +48,12 @@ class Call:
         return Call(self._with(rows), self.input, len(slots))
 
     def put(self, x: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
-        """Keyword arguments for other slots: input x (b, ...), the same for every block, and cond as in `cond`."""
+        """Keyword arguments for other slots: input x (b, ...), the same for every block, and cond as in `cond`.
+
+        cond may hold fewer blocks than the call, (b, 1, ...) for one branch of the guidance alone.
+        """
         rows = {name: leaf.transpose(0, 1).flatten(0, 1) for name, leaf in cond.items()}
-        return self._with({**rows, self.input: torch.cat([x] * self.blocks)})
+        return self._with({**rows, self.input: torch.cat([x] * blocks_of(cond, self.blocks))})
 
     def agrees(self, source: Tensor) -> bool:
         """Whether every slot really equals the slot that `source` names for it."""
@@ -69,6 +72,11 @@ class Call:
     def _with(self, rows: dict[str, Tensor]) -> dict[str, Any]:
         leaves = [rows.get(name, leaf) for name, leaf in self._leaves()]
         return tree_unflatten(leaves, tree_flatten(self.kwargs)[1])
+
+
+def blocks_of(cond: dict[str, Tensor], otherwise: int) -> int:
+    """How many blocks a cond (b, blocks, ...) holds; `otherwise` if it holds nothing."""
+    return next((leaf.shape[1] for leaf in cond.values()), otherwise)
 
 
 def _name(path: tuple) -> str:

@@ -1,0 +1,8 @@
+"""Every method of the image half, with the law that it obeys and the oracle that it matches: one row each."""
+
+from __future__ import annotations
+
+from methods import gradients, guidance, search
+from methods.method import Method
+
+METHODS: dict[str, Method] = {**search.METHODS, **gradients.METHODS, **guidance.METHODS}

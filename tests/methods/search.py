@@ -1,0 +1,7 @@
+"""Laws and oracles of the search methods."""
+
+from __future__ import annotations
+
+from methods.method import Method
+
+METHODS: dict[str, Method] = {}
