@@ -6,7 +6,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 from steer import rewards
 from steer.diffusion.control import Controller, chain, during
-from steer.diffusion.controllers import Search, best_of_n, code, fk, svdd
+from steer.diffusion.controllers import (
+    Search,
+    beam,
+    best_of_n,
+    code,
+    fk,
+    funnel,
+    gradients,
+    guidance,
+    halving,
+    noise_search,
+    paths,
+    rollover,
+    smc,
+    svdd,
+)
 from steer.diffusion.loop import finished, sample
 from steer.diffusion.pipelines import Steered, attach, denoiser_of
 from steer.diffusion.state import Level, State
@@ -24,6 +39,7 @@ __all__ = [
     "State",
     "Steered",
     "attach",
+    "beam",
     "best_of_n",
     "chain",
     "code",
@@ -31,8 +47,16 @@ __all__ = [
     "during",
     "finished",
     "fk",
+    "funnel",
+    "gradients",
+    "guidance",
+    "halving",
     "load",
+    "noise_search",
+    "paths",
     "rewards",
+    "rollover",
     "sample",
+    "smc",
     "svdd",
 ]

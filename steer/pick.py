@@ -4,13 +4,15 @@ A pick is a function (logw (P, n) float32, generator) -> Picked(index (P, n), lo
 particle that slot k of group p continues; `logw` are the weights that remain, -inf for a slot that is pruned. A
 log-weight of -inf never continues; where all of a group are -inf every slot continues particle 0. Ties go to the lower
 number. Everything stays on the device of the weights, where the generator must be too. Both wings of steer use these.
+
+Picks that change from look to look, or that look at the particles, are in `steer.plan`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import NamedTuple
 
 import torch
@@ -28,8 +30,9 @@ Pick = Callable[[Tensor, Generator], Picked]
 class rule:
     """Makes a pick without settings print as its name: the repr of a controller is its configuration."""
 
-    def __init__(self, pick: Pick):
+    def __init__(self, pick: Pick, copies: bool = True):
         update_wrapper(self, pick)
+        self.copies = copies
 
     def __call__(self, logw: Tensor, generator: Generator) -> Picked:
         return self.__wrapped__(logw, generator)
@@ -46,19 +49,19 @@ def ess(logw: Tensor) -> Tensor:
 @rule
 def greedy(logw: Tensor, generator: Generator) -> Picked:
     """Every slot continues the best particle of its group (best-of-N, CoDe)."""
-    return _equal(logw.argmax(-1, keepdim=True).expand_as(logw))
+    return equal(logw.argmax(-1, keepdim=True).expand_as(logw))
 
 
 @rule
 def one(logw: Tensor, generator: Generator) -> Picked:
     """Every slot continues one particle, drawn with probability softmax(logw) (soft best-of-N, SVDD)."""
-    return _equal(torch.multinomial(_probabilities(logw), 1, generator=generator).expand_as(logw))
+    return equal(torch.multinomial(_probabilities(logw), 1, generator=generator).expand_as(logw))
 
 
 @rule
 def multinomial(logw: Tensor, generator: Generator) -> Picked:
     """Every slot draws its own ancestor with probability softmax(logw)."""
-    return _equal(torch.multinomial(_probabilities(logw), logw.shape[-1], replacement=True, generator=generator))
+    return equal(torch.multinomial(_probabilities(logw), logw.shape[-1], replacement=True, generator=generator))
 
 
 @rule
@@ -69,10 +72,16 @@ def systematic(logw: Tensor, generator: Generator) -> Picked:
     """
     p = _probabilities(logw.double())
     start = torch.rand(len(p), 1, generator=generator, dtype=p.dtype, device=p.device)
-    points = (_slots(p) + start) / p.shape[-1]
+    points = (slots(p) + start) / p.shape[-1]
     index = torch.searchsorted(p.cumsum(-1), points, right=True)
-    last_possible = torch.where(p > 0, _slots(p), 0).amax(-1, keepdim=True)
-    return _equal(torch.minimum(index, last_possible))
+    last_possible = torch.where(p > 0, slots(p), 0).amax(-1, keepdim=True)
+    return equal(torch.minimum(index, last_possible))
+
+
+@partial(rule, copies=False)
+def stay(logw: Tensor, generator: Generator) -> Picked:
+    """Every slot continues its own particle and keeps its weight: score only."""
+    return Picked(slots(logw).expand_as(logw), torch.log_softmax(logw, -1).nan_to_num(0, neginf=-torch.inf))
 
 
 @dataclass(frozen=True)
@@ -88,14 +97,35 @@ class top_k(_Survivors):
     """The k best share the n slots evenly (beam search with k beams); fewer share them where fewer are above -inf."""
 
     def __call__(self, logw: Tensor, generator: Generator) -> Picked:
-        return _equal(_best(logw, self.k))
+        return equal(_best(logw, self.k))
 
 
 class prune(_Survivors):
     """The k best go on in the first k slots; the other slots are switched off and cost nothing from then on."""
 
+    copies = False
+
     def __call__(self, logw: Tensor, generator: Generator) -> Picked:
-        return Picked(_best(logw, self.k), torch.where(_slots(logw) < self.k, 0.0, -torch.inf).expand_as(logw))
+        return share(logw, self.k, self.k)
+
+
+@dataclass(frozen=True)
+class one_in:
+    """The best ceil(alive / k) of a group go on, the others are switched off: successive halving at k = 2.
+
+    Jamieson & Talwalkar 2016, arXiv 1502.07943. Raises ValueError unless k >= 2.
+    """
+
+    k: int = 2
+    copies = False
+
+    def __post_init__(self):
+        if self.k < 2:
+            raise ValueError(f"one_in({self.k}) keeps all: expected k >= 2, as in one_in(2) for the better half.")
+
+    def __call__(self, logw: Tensor, generator: Generator) -> Picked:
+        kept = (alive(logw, logw.shape[-1]) + self.k - 1) // self.k
+        return share(logw, kept, kept)
 
 
 @dataclass(frozen=True)
@@ -112,31 +142,45 @@ class when_ess_below:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"when_ess_below({self.fraction}): expected a fraction of n in (0, 1].")
 
+    @property
+    def copies(self) -> bool:
+        return getattr(self.pick, "copies", True)
+
     def __call__(self, logw: Tensor, generator: Generator) -> Picked:
         picked = self.pick(logw, generator)
         low = (ess(logw) < self.fraction * logw.shape[-1])[:, None]
-        stays = Picked(_slots(logw).expand_as(logw), torch.log_softmax(logw, -1))
+        stays = Picked(slots(logw).expand_as(logw), torch.log_softmax(logw, -1))
         return Picked(torch.where(low, picked.index, stays.index), torch.where(low, picked.logw, stays.logw))
 
 
-def _best(logw: Tensor, k: int) -> Tensor:
-    """(P, n): the k best of each group in turn, over and over."""
+def _best(logw: Tensor, k: int | Tensor) -> Tensor:
+    """(P, n): the k best of each group in turn, over and over; k is one number or (P, 1)."""
     n = logw.shape[-1]
-    if k > n:
+    if isinstance(k, int) and k > n:
         raise ValueError(f"{k} of {n} particles cannot be kept: expected k <= n.")
     order = torch.sort(logw, dim=-1, descending=True, stable=True).indices
-    alive = (~torch.isneginf(logw)).sum(-1, keepdim=True).clamp(1, k)
-    return order.gather(-1, _slots(logw) % alive)
+    return order.gather(-1, slots(logw) % alive(logw, k))
+
+
+def share(logw: Tensor, keep: int | Tensor, width: int | Tensor) -> Picked:
+    """The `keep` best share the first `width` slots; the others are switched off."""
+    on = torch.where(slots(logw) < width, 0.0, -torch.inf)
+    return Picked(_best(logw, keep), on.expand_as(logw))
+
+
+def alive(logw: Tensor, most: int | Tensor) -> Tensor:
+    """(P, 1) how many of each group are above -inf: at least 1, at most `most`."""
+    return (~torch.isneginf(logw)).sum(-1, keepdim=True).clamp_min(1).clamp_max(most)
 
 
 def _probabilities(logw: Tensor) -> Tensor:
-    only_first = (_slots(logw) == 0).to(logw.dtype)
+    only_first = (slots(logw) == 0).to(logw.dtype)
     return torch.where(torch.isneginf(logw).all(-1, keepdim=True), only_first, torch.softmax(logw, -1))
 
 
-def _slots(logw: Tensor) -> Tensor:
+def slots(logw: Tensor) -> Tensor:
     return torch.arange(logw.shape[-1], device=logw.device)
 
 
-def _equal(index: Tensor) -> Picked:
+def equal(index: Tensor) -> Picked:
     return Picked(index, torch.zeros(index.shape, device=index.device))

@@ -22,6 +22,7 @@ PARTS = (f"{WING}.controllers", f"{WING}.pipelines", f"{WING}.loop")
 FORBIDDEN = {
     "steer_kernels": (REST, ()),
     "steer.pick": ((*REST, "steer_kernels"), ()),
+    "steer.plan": ((*REST, "steer_kernels"), ("steer.pick",)),
     "steer.zoo": ((*REST, "steer_kernels"), ("steer.zoo",)),
     "steer.rewards": (REST, ("steer.rewards", "steer.zoo")),
     f"{WING}.ledger": (REST, ()),
@@ -34,7 +35,7 @@ FORBIDDEN = {
     f"{WING}.loop": (PARTS[:2], ()),
     f"{WING}.controllers": (PARTS[1:], ()),
     f"{WING}.pipelines": (PARTS[:1], ()),
-    WING: (("steer.language", "steer.training", "steer.measure", "steer.compare"), ()),
+    WING: (("steer.language", "steer.training", "steer.measure", "steer.compare", "steer.bench"), ()),
     "steer.language": ((WING, "steer.training", "steer.measure", "steer.compare"), ()),
     "steer.training": ((f"{WING}.controllers", "steer.language"), ()),
     "steer": (("steer.cli", "benchmarks"), ("steer.cli",)),

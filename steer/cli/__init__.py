@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from steer.cli.bench import Bench
 from steer.cli.demo import Demo
 from steer.cli.generate import Generate
 from steer.cli.world import World
@@ -16,6 +17,7 @@ Command = (
     Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Generate, subcommand("generate", prefix_name=False)]
     | Annotated[World, subcommand("world", prefix_name=False)]
+    | Annotated[Bench, subcommand("bench", prefix_name=False)]
 )
 
 ABOUT = """Steer diffusion models to what you want, at inference time.
@@ -24,6 +26,7 @@ examples:
   steer demo
   steer generate "a red apple, noto style" --reward compressibility -n 8
   steer world check
+  steer bench search --models toy-modes
 """
 
 

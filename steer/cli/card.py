@@ -62,39 +62,41 @@ def generate(pipe: Any, names: list[str], command: Check) -> Tensor:
 
 
 def check(command: Check) -> None:
-    """Print the card, and write it with a contact sheet of the first 32 names in all styles."""
+    """Print the card, and write it with a contact sheet of every pipeline: the first 32 names in all styles."""
     show.quiet()
     out = record.folder(command.out)
-    pipe = zoo.load("emoji")
+    trained = [name for name in zoo.PIPELINES if (zoo.WEIGHTS / name).is_dir()] or ["emoji-sd"]
+    pipes = {name: zoo.load(name) for name in trained}
     pictures, every, _ = glyphs()
     if not 2 <= command.names <= len(every):
         raise ValueError(f"--names {command.names}: expected 2 to {len(every)}.")
     chosen = torch.linspace(0, len(every) - 1, command.names).round().long()
     names = [every[k] for k in chosen]
     seen, held = split(), (~split()).nonzero()
-    made = generate(pipe, names, command)
+    made = {name: generate(pipe, names, command) for name, pipe in pipes.items()}
     real, unseen = compose(pictures[:, chosen].flatten(0, 1)), compose(pictures[held[:, 0], held[:, 1]])
     styles = [style for style in STYLES for _ in names]
     columns = {
-        "emoji-sd": scores(made, names * 4, styles),
+        **{name: scores(images, names * 4, styles) for name, images in made.items()},
         "real": scores(real, names * 4, styles),
         "real, unseen": scores(unseen, [every[k] for k in held[:, 1]], [STYLES[k] for k in held[:, 0]]),
     }
     one, other = compose(pictures[seen])[::2], compose(pictures[seen])[1::2]
-    columns["emoji-sd"]["KID x1000"], columns["real"]["KID x1000"] = measure.kid(made, real), measure.kid(one, other)
-    columns["real, unseen"]["VAE PSNR dB"] = psnr(pipe, unseen)
+    for name, images in made.items():
+        columns[name]["KID x1000"] = measure.kid(images, real)
+    columns["real"]["KID x1000"] = measure.kid(one, other)
+    columns["real, unseen"]["VAE PSNR dB"] = psnr(pipes[trained[0]], unseen)  # all share one autoencoder
     rows = [
         [name, *(_cell(column.get(name)) for column in columns.values())]
         for name in (*MEASURES, "KID x1000", "VAE PSNR dB")
     ]
-    show.table(
-        f"emoji-sd: {len(made)} pictures, {command.steps} steps, guidance {command.guidance}", ["", *columns], rows
-    )
+    show.table(f"{len(styles)} pictures each, {command.steps} steps, guidance {command.guidance}", ["", *columns], rows)
     content = {"config": record.config(command), **record.origin(), "card": columns}
     (out / "card.json").write_text(json.dumps(content, indent=1) + "\n")
-    sheet = made.unflatten(0, (4, -1))[:, :32].transpose(0, 1).flatten(0, 1)
-    save_png(contact_sheet(list(sheet), columns=16), out / "world.png")
-    show.console.print(f"wrote {out}/card.json and {out}/world.png")
+    for name, images in made.items():
+        sheet = images.unflatten(0, (4, -1))[:, :32].transpose(0, 1).flatten(0, 1)
+        save_png(contact_sheet(list(sheet), columns=16), out / f"{name}.png")
+    show.console.print(f"wrote card.json and {', '.join(f'{name}.png' for name in made)} to {out}")
 
 
 def _cell(value: float | None) -> str:

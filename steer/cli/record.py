@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +45,9 @@ class Rows:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if path.exists():
-            lines = path.read_text().splitlines()
-            self.rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
+            for line in path.read_text().splitlines():
+                with suppress(json.JSONDecodeError):  # a killed run may leave half a line
+                    self.rows.append(json.loads(line))
 
     def find(self, **wanted: Any) -> list[dict[str, Any]]:
         """The rows whose fields have these values."""

@@ -18,7 +18,8 @@ class Build:
     """
 
     only: str | None = None
-    """one stage: vae, emoji-clip, emoji-judge, emoji-style or emoji-sd; default all, in this order"""
+    """one stage; default all, in this order: vae, emoji-clip, emoji-judge, emoji-style, emoji-sd-coarse, emoji-sd,
+    emoji-flow"""
     minutes: float | None = None
     """training time of that stage; a longer time than before trains on from the last checkpoint"""
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "steer" / "world")
@@ -46,12 +47,12 @@ class Check:
     """
 
     names: int = 298
-    """how many names to generate, evenly spread, each in all four styles"""
+    """how many names to generate with each pipeline that is there, evenly spread, each in all four styles"""
     steps: int = 25
     guidance: float = 3.0
     seed: int = 0
     out: Path = Path("steer-out/world")
-    """folder of the contact sheet and card.json"""
+    """folder of the contact sheets and card.json"""
 
     def run(self) -> None:
         from steer.cli.card import check

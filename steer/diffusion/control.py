@@ -20,13 +20,22 @@ class Controller:
 
     start(state) -> State         once, at the noisy end: initial noise, seed search
     wrap(denoiser) -> Denoiser    around every network evaluation: guidance, attention features
-    look(state) -> State          at every step and once at the end: x0 is fresh and x has not moved yet; score, gather
+    look(state) -> State          at every step and once at the end: x0 is fresh and x has not moved yet; score, gather;
+                                  at the end x and x0 are one thing, and an edit of either is an edit of both
 
     Make yours a frozen dataclass: its repr is then its configuration and its row in a results table.
     """
 
     needs_noise: bool = False
     """True if the controller is idle under a deterministic solver; such a run is refused."""
+
+    evaluates: bool = False
+    """True if `look` asks the network itself, by `state.denoise`, at every look: it finds x0 = None where nobody has
+    asked yet, and leaves the x0 that belongs to the x it leaves, both without a graph. So a gradient costs one forward
+    row and one backward row."""
+
+    couples_rows: bool = False
+    """True if `wrap` lets the rows of a batch see each other: then no rows are shared and batches are never cut."""
 
     def start(self, state: State) -> State:
         return state
@@ -48,6 +57,15 @@ class Chain(Controller):
     def needs_noise(self) -> bool:  # type: ignore[override]
         return any(c.needs_noise for c in self.controllers)
 
+    @property
+    def evaluates(self) -> bool:  # type: ignore[override]
+        """Whether the first controller does: the others find x0."""
+        return bool(self.controllers) and self.controllers[0].evaluates
+
+    @property
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        return any(c.couples_rows for c in self.controllers)
+
     def start(self, state: State) -> State:
         return reduce(lambda s, c: c.start(s), self.controllers, state)
 
@@ -55,7 +73,7 @@ class Chain(Controller):
         return reduce(lambda f, c: c.wrap(f), self.controllers, denoiser)
 
     def look(self, state: State) -> State:
-        return reduce(lambda s, c: c.look(s), self.controllers, state)
+        return reduce(lambda s, c: c.look(s if c.evaluates else s.evaluated()), self.controllers, state)
 
 
 def chain(*controllers: Controller) -> Chain:
@@ -90,6 +108,14 @@ class During(Controller):
     @property
     def needs_noise(self) -> bool:  # type: ignore[override]
         return self.inner.needs_noise
+
+    @property
+    def evaluates(self) -> bool:  # type: ignore[override]
+        return self.inner.evaluates
+
+    @property
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        return self.inner.couples_rows
 
     def start(self, state: State) -> State:
         return self.inner.start(state)

@@ -34,7 +34,7 @@ def sample(
 ) -> Iterator[State]:
     """Denoise n particles for each prompt under controllers, yielding the state at every step and at the end.
 
-    denoiser   (x (b, *shape), level, cond) -> x0 (b, *shape)
+    denoiser   (x (b, *shape), level, cond) -> x0 (b, *shape); b rows, times `denoiser.branches(cond)` if it has that
     shape      shape of one particle
     schedule   levels from noise to clean, `steps + 1` of them (see `schedule.vp`, `flow`, `karras`)
     solver     the transition; default `ddim(eta=1)`, the ancestral step
@@ -52,24 +52,33 @@ def sample(
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if generator is None else generator
     noise, ledger = ParticleNoise(n, generator), Ledger()
-    run = Run(tuple(prompts), n, len(schedule) - 1, noise, _counted(decode, ledger), ledger)
-    state = control.start(_initial(shape, schedule[0], run, x))
+    levels, eta = tuple(schedule), getattr(solver, "eta", None)
+    run = Run(tuple(prompts), n, len(levels) - 1, noise, _counted_decode(decode, ledger), ledger, levels, eta)
+    state = control.start(_initial(shape, levels[0], run, x))
     cond = tree_map(lambda leaf: leaf.repeat_interleave(n, 0) if isinstance(leaf, Tensor) else leaf, cond)
-    wrapped = control.wrap(denoiser)
+    network = _network(control.wrap(_counted(denoiser, ledger)), cond, share=not control.couples_rows)
 
-    for i, level in enumerate(schedule[:-1]):
-        denoise = _shared(wrapped, cond, state.label, run.ledger)
-        state = control.look(replace(state, i=i, level=level, x0=denoise(state.x, level)))
+    for i, level in enumerate(levels[:-1]):
+        state = control.look(replace(state, i=i, level=level, x0=None, network=network)).evaluated()
         ledger.seconds += time.perf_counter() - began
         yield state
         began = time.perf_counter()
         drawn = noise.drawn
-        x, history = solver(state, schedule[i + 1], _shared(wrapped, cond, state.label, run.ledger))
+        x, history = solver(state, levels[i + 1], state.denoise)
         label = state.label if noise.drawn == drawn else state.alias
         state = replace(state, x=x, history=history, label=label)
-    state = control.look(replace(state, i=run.steps, level=schedule[-1], x0=state.x))
+    state = last_look(control, replace(state, i=run.steps, level=levels[-1]))
     ledger.seconds += time.perf_counter() - began
     yield state
+
+
+def last_look(control: Controller, state: State) -> State:
+    """The look at the finished sample, where x and x0 are one thing: an edit of either is an edit of both."""
+    left = control.look(replace(state, x0=state.x, network=None, history={**state.history, "sample": state.x}))
+    rest = dict(left.history)
+    untouched = torch.equal(left.x0, rest.pop("sample"))
+    sample = left.x if untouched else left.x0
+    return replace(left, x=sample, x0=sample, history=rest)
 
 
 def finished(states: Iterator[State]) -> State:
@@ -91,7 +100,7 @@ def _initial(shape: Sequence[int], level: Level, run: Run, x: Tensor | None) -> 
     return State.begin(level.sigma * unit, level, run)
 
 
-def _counted(decode: Callable[[Tensor], Tensor] | None, ledger: Ledger) -> Callable[[Tensor], Tensor]:
+def _counted_decode(decode: Callable[[Tensor], Tensor] | None, ledger: Ledger) -> Callable[[Tensor], Tensor]:
     if decode is None:
         return lambda x0: x0
 
@@ -102,15 +111,25 @@ def _counted(decode: Callable[[Tensor], Tensor] | None, ledger: Ledger) -> Calla
     return counted
 
 
-def _shared(denoiser: Denoiser, cond: Any, label: Tensor, ledger: Ledger) -> Callable[[Tensor, Level], Tensor]:
-    """The denoiser on all slots, evaluated once for slots of one label that are indeed equal, and counted."""
-    keep, back = first_of(label)
+def _counted(denoiser: Denoiser, ledger: Ledger) -> Denoiser:
+    """The bare denoiser, every call counted: inside all wraps, which may call it more than once or in part."""
+    branches = getattr(denoiser, "branches", lambda cond: 1)
 
-    def denoise(x: Tensor, level: Level) -> Tensor:
-        if len(keep) == len(x) or not torch.equal(x[keep][back], x):  # a controller may have edited some of them
-            ledger.rows += len(x)
+    def counted(x: Tensor, level: Level, cond: Any) -> Tensor:
+        ledger.rows += len(x) * branches(cond)
+        return denoiser(x, level, cond)
+
+    return counted
+
+
+def _network(denoiser: Denoiser, cond: Any, share: bool) -> Callable[[Tensor, Level, Tensor], Tensor]:
+    """The denoiser on all slots, evaluated once for slots of one label that are indeed equal."""
+
+    def denoise(x: Tensor, level: Level, label: Tensor) -> Tensor:
+        keep, back = first_of(label)
+        # a controller may have edited some of the slots of a label
+        if not share or len(keep) == len(x) or not torch.equal(x[keep][back], x):
             return denoiser(x, level, cond)
-        ledger.rows += len(keep)
         rows = tree_map(lambda leaf: leaf[keep] if isinstance(leaf, Tensor) else leaf, cond)
         return denoiser(x[keep], level, rows)[back]
 

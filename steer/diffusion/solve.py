@@ -107,8 +107,9 @@ def draw_like(state: State) -> Tensor:
     """Fresh noise for every particle of a state; pruned slots share their speaker's."""
     shape, x = (len(state.x) // state.n, *state.x.shape[1:]), state.x
     generator = state.run.noise.generator
+    device = x.device if generator is None else generator.device  # None: torch's own, as pipelines take it
     return state.run.noise.draw(
-        lambda: torch.randn(shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device),
+        lambda: torch.randn(shape, generator=generator, dtype=x.dtype, device=device).to(x.device),
         state.alias,
     )
 

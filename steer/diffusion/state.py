@@ -36,7 +36,11 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What stays fixed during a run: n particles for each of the P prompts, the number of steps, a way to pictures."""
+    """What stays fixed during a run: n particles for each of the P prompts, the number of steps, a way to pictures.
+
+    schedule  the steps + 1 levels of the run, from noise to clean
+    eta       the noise dial of the run's transitions; None if they are not `solve.transition` (Heun, multistep, SDE)
+    """
 
     prompts: tuple[str, ...]
     n: int
@@ -44,6 +48,8 @@ class Run:
     noise: ParticleNoise
     decode: Callable[[Tensor], Tensor] = field(default=lambda x0: x0, repr=False)
     ledger: Ledger = field(default_factory=Ledger)
+    schedule: tuple[Level, ...] = field(default=(), repr=False)
+    eta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,15 @@ class State:
     """P * n particles; every tensor is particle-first and the n particles of one prompt are contiguous.
 
     x        (P n, ...)  noisy particles at `level`
-    x0       (P n, ...)  the network's fresh clean estimate of x; None before the first prediction
+    x0       (P n, ...)  the network's fresh clean estimate of x; None where nobody has evaluated the network yet
     i        transitions taken so far; i == steps means that x is the finished sample
     history  tensors that the solver keeps from earlier steps
-    memory   tensors (P n,) that controllers keep from earlier looks
+    memory   tensors (P n, ...) that controllers keep from earlier looks
     alias    (P n,)      the slot whose noise and fate a pruned slot shares; a live slot names itself
     label    (P n,)      slots with one label hold equal x: the network is evaluated once for all of them
     logw     (P n,)      float32 log-weights; -inf marks a pruned slot
     trace    every look of a search so far
+    network  what `denoise` asks; None before the first step and at the finished sample
     """
 
     x: Tensor
@@ -72,6 +79,7 @@ class State:
     label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     logw: Tensor = field(default_factory=lambda: torch.empty(0))
     trace: tuple[Look, ...] = ()
+    network: Callable[[Tensor, Level, Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def begin(cls, x: Tensor, level: Level, run: Run) -> State:
@@ -90,6 +98,30 @@ class State:
     @property
     def finished(self) -> bool:
         return self.i == self.run.steps
+
+    @property
+    def to(self) -> Level:
+        """The level that the coming transition leads to."""
+        return self.run.schedule[self.i + 1]
+
+    def denoise(self, x: Tensor, level: Level) -> Tensor:
+        """x0 (P n, ...) by the guided network, all wraps included, at any x (P n, ...) and level; every row is counted.
+
+        Slots of one label that hold equal x are evaluated once. Gradients flow to x; where x asks for them only pruned
+        slots share, with the slot that speaks for them, and their own gradient is zero.
+        Raises ValueError where there is no network to ask: before the first step and at the finished sample.
+        """
+        if self.network is None:
+            raise ValueError(
+                f"step {self.i} of {self.steps}: there is no network to ask before the first step and at the finished "
+                "sample; ask it at a look with state.i < state.steps."
+            )
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        return self.network(x, level, self.alias if wants_gradient else self.label)
+
+    def evaluated(self) -> State:
+        """This state with x0: asks the network unless somebody has."""
+        return self if self.x0 is not None else replace(self, x0=self.denoise(self.x, self.level))
 
     def grouped(self, values: Tensor) -> Tensor:
         """(P n, ...) -> (P, n, ...)."""

@@ -4,6 +4,7 @@ from steer.rewards.adapt import FromCallable, FromPipeline, adapt, as_trl
 from steer.rewards.analytic import Colour, Compressibility, Sharpness
 from steer.rewards.base import Cached, Reward, Scaled, Sum, ZScored
 from steer.rewards.border import to_pil, to_tensor
+from steer.rewards.cheap import LinearDecoder, Looking, OnLatents, VaeDecoder, looking
 from steer.rewards.clip import ClipScore, Judge
 from steer.rewards.names import NAMES, named
 from steer.rewards.reference import Picture
@@ -19,15 +20,20 @@ __all__ = [
     "FromCallable",
     "FromPipeline",
     "Judge",
+    "LinearDecoder",
+    "Looking",
+    "OnLatents",
     "Picture",
     "Reward",
     "Scaled",
     "Sharpness",
     "StyleMatch",
     "Sum",
+    "VaeDecoder",
     "ZScored",
     "adapt",
     "as_trl",
+    "looking",
     "named",
     "to_pil",
     "to_tensor",

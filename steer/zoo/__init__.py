@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"
-MODELS = ("emoji-sd", "emoji-clip", "emoji-judge", "emoji-style")
+PIPELINES = {"emoji-sd": {}, "emoji-flow": {"text_encoder_3": None, "tokenizer_3": None}}
+"""Embedded pipeline -> what `from_pretrained` must be told: for a Stable Diffusion 3, that there is no T5."""
+MODELS = (*PIPELINES, "emoji-clip", "emoji-judge", "emoji-style")
 
 
 def folder(name: str) -> Path:
@@ -24,22 +26,25 @@ def folder(name: str) -> Path:
         )
     if not (WEIGHTS / name).is_dir():
         raise FileNotFoundError(
-            f"the weights of {name} are missing from {WEIGHTS}; reinstall steer, or run `steer world build`."
+            f"the weights of {name} are missing from {WEIGHTS}; reinstall steer, or train it: "
+            f"`steer world build --only {name}`."
         )
     return WEIGHTS / name
 
 
 def load(model: str | os.PathLike, **kwargs: Any) -> Any:
-    """A stock diffusers pipeline: "emoji" is the embedded one, else a folder or hub id for `from_pretrained`.
+    """A stock diffusers pipeline: "emoji" (emoji-sd) or "emoji-flow", else a folder or hub id for `from_pretrained`.
 
-    kwargs go to `from_pretrained`; the embedded pipeline defaults to float32. Raises ValueError for a name that is
-    neither, with close matches, and for weights that cannot be read.
+    kwargs go to `from_pretrained`; the embedded pipelines default to float32. Raises ValueError for a name that is
+    none of these, with close matches, and for weights that cannot be read; FileNotFoundError for embedded ones that
+    are missing.
     """
     import torch
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
-    if str(model) in ("emoji", "emoji-sd"):
-        return _read(StableDiffusionPipeline, folder("emoji-sd"), dtype=torch.float32, **kwargs)
+    name = "emoji-sd" if str(model) == "emoji" else str(model)
+    if name in PIPELINES:
+        return _read(DiffusionPipeline, folder(name), **{"dtype": torch.float32, **PIPELINES[name], **kwargs})
     if Path(model).is_dir():
         return _read(DiffusionPipeline, Path(model), **kwargs)
     if "/" not in str(model):

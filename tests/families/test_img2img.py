@@ -198,5 +198,5 @@ def test_what_cannot_work_is_refused_before_the_network_is_called(controllers, c
 
 
 def test_the_captured_denoiser_is_that_of_text_to_image():
-    with pytest.raises(ValueError, match=r"starts from a reference.*StableDiffusionPipeline\.from_pipe"):
+    with pytest.raises(ValueError, match=r"starts from a reference.*AutoPipelineForText2Image\.from_pipe"):
         denoiser_of(DDPM.pipe(), "a cat", image=PICTURES[:1])

@@ -111,8 +111,8 @@ def test_a_history_that_is_not_declared():
 
 def test_an_unknown_pipeline():
     parts = CASES["ddim"].pipe().components
-    other = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
-    refused_everywhere(other, r"StableDiffusionInpaintPipeline.*one of StableDiffusionPipeline")
+    other = diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    refused_everywhere(other, r"StableDiffusionInstructPix2PixPipeline.*one of StableDiffusionPipeline")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from scipy import spatial, special, stats
+from scipy import stats
 from toys import estimate, first, gaussian, moments, near_corner, run, three_modes, winners
 
+from steer.bench.toys import divergence
 from steer.diffusion.controllers.search import best_of_n, code
 from steer.diffusion.schedule import vp
 
@@ -17,21 +18,6 @@ STEPS = 100
 def bound(n: int, blocks: float = 1) -> float:
     """KL(best of n || prior) = ln n - (n - 1) / n, at most that for each block."""
     return blocks * (math.log(n) - (n - 1) / n)
-
-
-def divergence(x: torch.Tensor, log_prior, k: int = 4) -> tuple[float, float]:
-    """KL(samples (s, d) || prior) and its standard error.
-
-    -H(q) - E_q log p: the entropy H by Kozachenko and Leonenko's k-nearest-neighbour estimator, which needs no bins, no
-    kernel width and no model of q, and the cross term exactly, as the toy's density is known. In d <= 2 with thousands
-    of samples its bias (about k / s) is under its standard error, taken from the spread of the samples' own terms.
-    """
-    points = x.double().numpy()
-    s, d = points.shape
-    radius = torch.from_numpy(spatial.cKDTree(points).query(points, k + 1)[0][:, -1])
-    ball = d / 2 * math.log(math.pi) - special.gammaln(d / 2 + 1)
-    log_q = special.digamma(k) - special.digamma(s) - ball - d * radius.log()
-    return estimate(log_q - log_prior(x).double())
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toys import estimate, gaussian, moments, near_corner, quadratic, run, three_modes, tilted, weighted
+from toys import estimate, gaussian, moments, near_corner, off, quadratic, run, three_modes, tilted, weighted
 
 from steer.diffusion.controllers.search import Every, FeynmanKac, Search, fk
 from steer.diffusion.schedule import vp
@@ -18,13 +18,6 @@ LEFT = moments(gaussian(dtype=torch.float64), vp(STEPS))[1]  # the sampler's own
 # mean of 1.33 in place of 1.2. That is the nature of this potential: its law is tested where the weights
 # have a variance.
 KINDS = [("diff", 1.0, 5), ("max", 1.0, 50), ("sum", 0.1, 50)]
-
-
-def off(state, mean: float, variance: float) -> list[float]:
-    """Distances from the exact mean and variance, in standard errors over the prompts."""
-    x = state.x[:, 0]
-    found = estimate(weighted(state, x)), estimate(weighted(state, (x - mean).square()))
-    return [(value - exact) / error for (value, error), exact in zip(found, (mean, variance), strict=True)]
 
 
 def test_the_target():

@@ -2,36 +2,13 @@
 
 import pytest
 import torch
-from toys import Gather, first, gaussian, run
+from toys import Gather, first, gaussian, rows, run
 
 from steer.diffusion.controllers.search import Every, Search, best_of_n, code, fk, svdd
 from steer.diffusion.solve import ddim, heun
 from steer.pick import prune
 
 N, T, P = 4, 12, 3
-
-
-class Counting:
-    """A denoiser that counts the rows it really sees."""
-
-    def __init__(self):
-        self.prior, self.rows = gaussian(), 0
-
-    def __call__(self, x, level, cond=None):
-        self.rows += len(x)
-        return self.prior(x, level, cond)
-
-    means = property(lambda self: self.prior.means)
-
-
-def rows(controllers=(), **options) -> int:
-    """Rows of a run for one prompt, as the ledger has them and as the denoiser saw them."""
-    options = {"n": N, "groups": P, "steps": T, **options}
-    denoiser = Counting()
-    counted = run(denoiser, controllers, **options).run.ledger.rows
-    assert counted == denoiser.rows
-    assert counted % options["groups"] == 0
-    return counted // options["groups"]
 
 
 def test_plain_and_best_of_n():

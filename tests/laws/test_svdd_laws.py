@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from scipy import stats
-from toys import PEAK, STRENGTH, estimate, gaussian, moments, near_corner, quadratic, run, step, three_modes, winners
+from toys import estimate, gaussian, moments, near_corner, quadratic, run, soft_limit, three_modes, winners
 
 from steer.diffusion.controllers.search import code, svdd
 from steer.diffusion.schedule import vp
@@ -26,26 +26,10 @@ def test_beta_without_bound_is_the_arg_max(block):
     assert torch.equal(soft.x, hard.x)
 
 
-def limit(steps: int) -> tuple[float, float]:
-    """Mean and variance of soft decoding with unlimited particles.
-
-    Each step then draws from p(x' | x) exp(r(x0hat(x'))): a product of two Gaussians, as x0hat = alpha x here.
-    """
-    levels, mean, variance = vp(steps), 0.0, 1.0
-    for level, to in zip(levels[:-2], levels[1:-1], strict=True):
-        a, c, k = step(EXACT, level, to)
-        precision = 1 / k**2 + 2 * STRENGTH * to.alpha**2
-        pull = (1 / k**2) / precision
-        mean = pull * (a + c * mean) + 2 * STRENGTH * to.alpha * PEAK / precision
-        variance = (pull * c) ** 2 * variance + 1 / precision
-    a, c, _ = step(EXACT, *levels[-2:])  # the last step draws no noise, so there is nothing left to choose from
-    return a + c * mean, c**2 * variance
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_many_particles_reach_the_exact_limit(seed):
     """Its mean is 1.53, not 1.2: r(x0hat) stands for the soft value log E exp(r(x0)), which is flatter."""
-    mean, variance = limit(100)
+    mean, variance = soft_limit(100)
     x = winners(run(gaussian(), svdd(quadratic, 1.0), n=48, groups=400, steps=100, seed=seed))[:, 0]
     for values, exact in ((x, mean), ((x - mean).square(), variance)):
         found, error = estimate(values)

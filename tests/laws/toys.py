@@ -44,6 +44,12 @@ def tilted(variance: float = 1.0, beta: float = 1.0) -> tuple[float, float]:
     return 2 * beta * STRENGTH * PEAK / precision, 1 / precision
 
 
+def evidence(variance: float = 1.0, beta: float = 1.0) -> float:
+    """Z = E[exp(beta quadratic(x))] for x ~ N(0, variance)."""
+    growth = 1 + 2 * beta * STRENGTH * variance
+    return math.exp(-beta * STRENGTH * PEAK**2 / growth) / math.sqrt(growth)
+
+
 def first(x: Tensor, prompts: list[str] | None = None) -> Tensor:
     """The first coordinate."""
     return x[:, 0]
@@ -106,3 +112,48 @@ def estimate(values: Tensor) -> tuple[float, float]:
     """Mean and standard error of independent values."""
     values = values.double()
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def off(state: State, mean: float, variance: float) -> list[float]:
+    """Distances of the weighted particles from the exact mean and variance, in standard errors over the prompts."""
+    x = state.x[:, 0]
+    found = estimate(weighted(state, x)), estimate(weighted(state, (x - mean).square()))
+    return [(value - exact) / error for (value, error), exact in zip(found, (mean, variance), strict=True)]
+
+
+def soft_limit(steps: int) -> tuple[float, float]:
+    """Mean and variance of soft decoding of N(0, 1) by `quadratic` with unlimited particles, over the cosine schedule.
+
+    Each step then draws from p(x' | x) exp(r(x0hat(x'))): a product of two Gaussians, as x0hat = alpha x here.
+    """
+    prior, levels, mean, variance = gaussian(dtype=torch.float64), vp(steps), 0.0, 1.0
+    for level, to in zip(levels[:-2], levels[1:-1], strict=True):
+        a, c, k = step(prior, level, to)
+        precision = 1 / k**2 + 2 * STRENGTH * to.alpha**2
+        pull = (1 / k**2) / precision
+        mean = pull * (a + c * mean) + 2 * STRENGTH * to.alpha * PEAK / precision
+        variance = (pull * c) ** 2 * variance + 1 / precision
+    a, c, _ = step(prior, *levels[-2:])  # the last step draws no noise, so there is nothing left to choose from
+    return a + c * mean, c**2 * variance
+
+
+class Counting:
+    """A denoiser that counts the rows it really sees."""
+
+    def __init__(self, prior: GaussianMixture | None = None):
+        self.prior, self.rows = prior or gaussian(), 0
+
+    def __call__(self, x: Tensor, level: Level, cond=None) -> Tensor:
+        self.rows += len(x)
+        return self.prior(x, level, cond)
+
+    means = property(lambda self: self.prior.means)
+
+
+def rows(controllers=(), *, n: int = 4, groups: int = 3, steps: int = 12, **options) -> int:
+    """Rows of a run for one prompt, as the ledger has them and as the denoiser saw them."""
+    denoiser = Counting()
+    counted = run(denoiser, controllers, n=n, groups=groups, steps=steps, **options).run.ledger.rows
+    assert counted == denoiser.rows
+    assert counted % groups == 0
+    return counted // groups

@@ -8,7 +8,8 @@ from torch import nn
 
 import steer
 from steer import zoo
-from steer.zoo.build.fit import Fit, fit
+from steer.zoo.build.fit import Fit, fit, restored
+from steer.zoo.build.sd import Denoiser, grown
 
 
 def test_emoji_is_a_stock_pipeline_that_round_trips(tmp_path):
@@ -66,3 +67,22 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
 def test_training_that_diverges_stops(tmp_path):
     with pytest.raises(ValueError, match="lower lr"):
         fit("line", line(), lambda *a: loss(*a) * float("nan"), Fit(steps=3), tmp_path)
+
+
+@torch.no_grad()
+def test_a_grown_denoiser_is_the_coarse_one_inside():
+    coarse = Denoiser((64, 64, 64))
+    fine = grown(coarse)
+    pairs = [(fine.unet.down_blocks[i + 1], coarse.unet.down_blocks[i]) for i in range(3)]
+    pairs += [(fine.unet.mid_block, coarse.unet.mid_block), (fine.text, coarse.text)]
+    pairs += [(fine.unet.up_blocks[i], coarse.unet.up_blocks[i]) for i in range(2)]
+    for ours, theirs in pairs:
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    tokens = torch.zeros(1, 24, dtype=torch.long)
+    assert fine(torch.zeros(1, 4, 16, 16), torch.tensor([500]), tokens).shape == (1, 4, 16, 16)
+
+
+def test_a_stage_that_builds_on_another_says_which_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="stage line has left nothing"):
+        restored("line", line(), tmp_path)

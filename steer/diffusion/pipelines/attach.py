@@ -40,12 +40,16 @@ def attach(
     control = as_chain(controllers)
     session = Session(pipe, control, n, eta, exact)
     check(pipe, control, n, eta)
-    shortened = [(pipe, "get_timesteps", session.get_timesteps)] if session.family.reference else []
+    masked = [(pipe, "prepare_mask_latents", session.prepare_mask_latents)]
+    shortened = [(pipe, "get_timesteps", session.get_timesteps)]
     with ExitStack() as stack:
         for owner, name, method in (
             (pipe, "check_inputs", session.check_inputs),
-            *shortened,
+            (pipe, "encode_prompt", session.encode_prompt),
+            (pipe.scheduler, "set_timesteps", session.set_timesteps),
+            *(shortened if session.family.reference else []),
             (pipe, "prepare_latents", session.prepare_latents),
+            *(masked if hasattr(pipe, "prepare_mask_latents") else []),
             (pipe.vae, "decode", lambda original, *args, **kwargs: session.decoder(*args, **kwargs)),
             (getattr(pipe, session.family.network), "forward", session.forward),
             (pipe.scheduler, "step", session.step),

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from steer.diffusion.pipelines.attach import replaced
 from steer.diffusion.pipelines.denoiser import NetworkDenoiser
+from steer.diffusion.pipelines.embeddings import encode, prompts_of
 from steer.diffusion.pipelines.families import family_of
-from steer.diffusion.pipelines.family import guidance, pictures
+from steer.diffusion.pipelines.family import Given, pictures, running
 from steer.diffusion.pipelines.levels import input_scale, level_at, schedule
-from steer.diffusion.pipelines.network import Call, named
+from steer.diffusion.pipelines.network import Call, blocks_of, named
 from steer.diffusion.pipelines.schedulers import kind_of
 from steer.diffusion.state import Level
 
@@ -48,19 +49,23 @@ class PipelineDenoiser:
     def __call__(self, x: Tensor, level: Level, cond: dict[str, Tensor]) -> Tensor:
         return self.denoise(x, level, cond)
 
+    def branches(self, cond: dict[str, Tensor]) -> int:
+        """Rows that a call costs for each row of x: the branches of guidance in `cond`."""
+        return blocks_of(cond, self.denoise.call.blocks)
+
 
 class _Stop(BaseException):
-    """Leaves a pipeline at its first network call; no Exception, so that nothing in between can catch it."""
+    """Leaves a pipeline in its first step; no Exception, so that nothing in between can catch it."""
 
-    def __init__(self, kwargs: dict[str, Any]):
-        self.kwargs = kwargs
+    def __init__(self, given: Given, calls: list[dict[str, Any]]):
+        self.given, self.calls = given, calls
 
 
-def denoiser_of(pipe: Any, prompt: str | list[str], **kwargs: Any) -> PipelineDenoiser:
-    """The denoiser that a pipeline uses for a prompt, taken from its own first network call, which is not made.
+def denoiser_of(pipe: Any, prompt: str | list[str] | None = None, **kwargs: Any) -> PipelineDenoiser:
+    """The denoiser that a pipeline uses for a prompt, taken from the network call of its first step, which is not made.
 
-    kwargs go to the pipeline (guidance_scale, negative_prompt, num_inference_steps, height, ...). A generator among
-    them is copied, not consumed. Run it with
+    kwargs go to the pipeline (guidance_scale, negative_prompt, num_inference_steps, height, prompt_embeds, ...). A
+    generator among them is copied, not consumed. Run it with
 
         sample(d, d.shape, d.schedule, controllers, cond=d.cond, prompts=d.prompts, decode=d.decode)
 
@@ -71,39 +76,48 @@ def denoiser_of(pipe: Any, prompt: str | list[str], **kwargs: Any) -> PipelineDe
     if family.reference is not None:
         raise ValueError(
             f"{type(pipe).__name__} starts from a reference, part of the way down its schedule: steer it by `attach` "
-            "or `Steered`, or take the denoiser of the text-to-image pipeline, StableDiffusionPipeline.from_pipe(pipe)."
+            "or `Steered`, or take the denoiser of the text-to-image pipeline, "
+            "diffusers.AutoPipelineForText2Image.from_pipe(pipe)."
         )
     kind_of(pipe.scheduler)
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    if not prompts:
-        raise ValueError(f"prompt = {prompt!r}: expected a string or a non-empty list of strings.")
-    call = _first_call(pipe, prompt, kwargs)
-    network, images = getattr(pipe, family.network), kwargs.get("num_images_per_prompt", 1)
-    call = Call(call, family.input, len(prompts) * images)
+    prompts = prompts_of({"prompt": prompt, **kwargs})
+    given, calls = _first_step(pipe, len(prompts), {"prompt": prompt, **kwargs})
+    images = given["num_images_per_prompt"]
+    *free, call = [Call(one, family.input, len(prompts) * images, family.rowless) for one in reversed(calls)]
+    call = call.with_free(free[0]) if free else call
     level = level_at(pipe.scheduler, pipe.scheduler.timesteps[0])
     return PipelineDenoiser(
-        NetworkDenoiser(network, call, pipe.scheduler, guidance(pipe)),
+        NetworkDenoiser(getattr(pipe, family.network), call, pipe, family, family.guidance(pipe, given)),
         call.cond,
         schedule(pipe.scheduler),
-        call.kwargs[family.input][: call.slots] * input_scale(pipe.scheduler, level),
+        call.x * input_scale(pipe.scheduler, level),
         tuple(one for one in prompts for _ in range(images)),
-        partial(pictures, pipe, pipe.vae.decode),
+        partial(pictures, pipe, family, pipe.vae.decode, given),
     )
 
 
-def _first_call(pipe: Any, prompt: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    network = getattr(pipe, family_of(pipe).network)
+def _first_step(pipe: Any, prompts: int, kwargs: dict[str, Any]) -> tuple[Given, list[dict[str, Any]]]:
+    """What the pipeline is given, and its network calls of the first step: one, or one a branch of guidance."""
+    family = family_of(pipe)
+    network, calls = getattr(pipe, family.network), []
 
-    def stop(original: Callable[..., Any], *args: Any, **given: Any) -> None:
-        raise _Stop(named(network, args, given))
+    def stop(original: Callable[..., Any], *args: Any, **named_args: Any) -> tuple[Tensor]:
+        calls.append(named(network, args, named_args))
+        given = running(pipe)
+        if len(calls) == family.calls(pipe, given):
+            raise _Stop(given, calls)
+        return (torch.zeros_like(calls[0][family.input]),)
 
     own = kwargs.get("generator") or torch.default_generator
     copy = [one.clone_state() for one in own] if isinstance(own, list) else own.clone_state()
     try:
-        with replaced(network, "forward", stop):
-            pipe(prompt, **{**kwargs, "generator": copy})
+        with (
+            replaced(pipe, "encode_prompt", lambda original, *a, **k: encode(original, prompts, a, k)),
+            replaced(network, "forward", stop),
+        ):
+            pipe(**{**kwargs, "generator": copy})
     except _Stop as stopped:
-        return stopped.kwargs
+        return stopped.given, stopped.calls
     finally:
         pipe.maybe_free_model_hooks()  # the pipeline did not get there
     raise RuntimeError(f"{type(pipe).__name__} returned without calling its network.")

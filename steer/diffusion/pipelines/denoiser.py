@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from steer.diffusion.pipelines.family import Guidance
+from steer.diffusion.pipelines.family import Family, Guidance
 from steer.diffusion.pipelines.levels import input_scale, predicted_x0
 from steer.diffusion.pipelines.network import Call, blocks_of
 from steer.diffusion.state import Level
@@ -25,17 +26,34 @@ class NetworkDenoiser:
 
     forward: Callable[..., Any]
     call: Call
-    scheduler: Any
+    pipe: Any
+    family: Family
     guidance: Guidance
 
     def __call__(self, x: Tensor, level: Level, cond: dict[str, Tensor]) -> Tensor:
-        kwargs = self.call.put(x / input_scale(self.scheduler, level), cond)
-        output = self.forward(**{**kwargs, "timestep": level.t, "return_dict": False})[0]
-        prediction = self._guided(*output.chunk(2)) if blocks_of(cond, self.call.blocks) == 2 else output
-        return predicted_x0(self.scheduler, prediction, x, level)
+        scheduler = self.pipe.scheduler
+        t = self.family.time(self.pipe, torch.as_tensor(level.t).to(self.call.kwargs["timestep"]))
+        kwargs = self.call.put(x / input_scale(scheduler, level), cond, t)
+        output = self.forward(**{**kwargs, "return_dict": False})[0].to(x.dtype)
+        guided = self._guided(*output.chunk(2)) if blocks_of(cond, self.call.blocks) == 2 else output
+        return predicted_x0(scheduler, prediction_of(guided, x, self.family), x, level)
 
     def _guided(self, free: Tensor, asked: Tensor) -> Tensor:
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
         guided = free + self.guidance.weight * (asked - free)
+        if self.guidance.normalize:
+            return guided * (asked.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         return rescale_noise_cfg(guided, asked, self.guidance.rescale) if self.guidance.rescale > 0 else guided
+
+
+def prediction_of(output: Tensor, x: Tensor, family: Family) -> Tensor:
+    """The scheduler's prediction from a network's output at x: its sign, and without a variance that it adds."""
+    return family.sign * (output.chunk(2, dim=1)[0] if output.shape[1] == 2 * x.shape[1] else output)
+
+
+def output_for(prediction: Tensor, network: Any, family: Family) -> Tensor:
+    """A network's output that means this prediction: the inverse of `prediction_of`."""
+    config = network.config
+    adds_variance = config.get("out_channels") == 2 * config.in_channels
+    return family.sign * torch.cat([prediction] * (2 if adds_variance else 1), dim=1)

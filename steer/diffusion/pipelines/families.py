@@ -5,10 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 from steer.diffusion.pipelines.family import Family
+from steer.diffusion.pipelines.flux import FLUX
 from steer.diffusion.pipelines.img2img import STABLE_DIFFUSION_IMG2IMG
+from steer.diffusion.pipelines.inpaint import STABLE_DIFFUSION_INPAINT, STABLE_DIFFUSION_XL_INPAINT
+from steer.diffusion.pipelines.lumina2 import LUMINA_2
+from steer.diffusion.pipelines.pixart import PIXART_SIGMA
+from steer.diffusion.pipelines.sana import SANA
 from steer.diffusion.pipelines.sd import STABLE_DIFFUSION
+from steer.diffusion.pipelines.sd3 import STABLE_DIFFUSION_3
+from steer.diffusion.pipelines.sdxl import STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_IMG2IMG
 
-FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_IMG2IMG)}
+FAMILIES = {
+    family.pipeline: family
+    for family in (
+        STABLE_DIFFUSION,
+        STABLE_DIFFUSION_IMG2IMG,
+        STABLE_DIFFUSION_INPAINT,
+        STABLE_DIFFUSION_XL,
+        STABLE_DIFFUSION_XL_IMG2IMG,
+        STABLE_DIFFUSION_XL_INPAINT,
+        STABLE_DIFFUSION_3,
+        FLUX,
+        PIXART_SIGMA,
+        SANA,
+        LUMINA_2,
+    )
+}
 
 
 def family_of(pipe: Any) -> Family:

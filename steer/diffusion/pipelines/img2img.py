@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steer.diffusion.pipelines.family import Family
+from steer.diffusion.pipelines.references import index, rows_of
 from steer.diffusion.pipelines.sd import finish
 
 
-def _rows(call: dict[str, Any]) -> int:
-    return call["batch_size"] * call["num_images_per_prompt"]
+def is_latent(image: Tensor) -> bool:
+    return image.shape[1] == 4  # the pipelines' own test
 
 
-def _is_latent(image: Tensor) -> bool:
-    return image.shape[1] == 4  # the pipeline's own test
-
-
-def _noise_shape(pipe: Any, call: dict[str, Any]) -> tuple[int, ...]:
-    scale = 1 if _is_latent(call["image"]) else pipe.vae_scale_factor
+def noise_shape(pipe: Any, call: dict[str, Any]) -> tuple[int, ...]:
+    """(batch, channels, height, width) of the reference's latents."""
+    scale = 1 if is_latent(call["image"]) else pipe.vae_scale_factor
     height, width = (side // scale for side in call["image"].shape[-2:])
-    return _rows(call), pipe.vae.config.latent_channels, height, width
+    return rows_of(call), pipe.vae.config.latent_channels, height, width
 
 
 def _reference(pipe: Any, call: dict[str, Any], n: int) -> Tensor:
@@ -33,19 +30,13 @@ def _reference(pipe: Any, call: dict[str, Any], n: int) -> Tensor:
     """
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-    given, generator, images = call["image"], call.get("generator"), _rows(call) // n
-    if images % len(given):
-        raise ValueError(
-            f"image holds {len(given)} references for {images} images; expected one, or one for each image (or a "
-            "number that divides theirs: the pipeline takes the references in turn)."
-        )
-    image = given.to(device=call["device"], dtype=call["dtype"])
-    if not _is_latent(image) and not isinstance(generator, list):
+    generator = call.get("generator")
+    take = index(len(call["image"]), rows_of(call), n)
+    image = call["image"].to(device=call["device"], dtype=call["dtype"])
+    if not is_latent(image) and not isinstance(generator, list):
         image = pipe.vae.config.scaling_factor * retrieve_latents(pipe.vae.encode(image), generator=generator)
     # an index keeps the encoder's memory layout, as the plain call does: the network's last bits depend on it
-    return image[(torch.arange(images * n) // n % len(given)).to(image.device)]
+    return image[take.to(image.device)]
 
 
-STABLE_DIFFUSION_IMG2IMG = Family(
-    "StableDiffusionImg2ImgPipeline", "unet", "sample", _noise_shape, finish, reference=_reference
-)
+STABLE_DIFFUSION_IMG2IMG = Family("StableDiffusionImg2ImgPipeline", "unet", noise_shape, finish, _reference)

@@ -25,9 +25,9 @@ def level_after(scheduler: Any, t: Tensor) -> Level:
     return _from_sigma(scheduler, _index(scheduler, t) + 1)
 
 
-def schedule(scheduler: Any) -> list[Level]:
-    """All levels of a run after `set_timesteps`, from noise to clean: for `steer.diffusion.loop.sample`."""
-    calls = looks(scheduler)
+def schedule(scheduler: Any, skipped: int = 0) -> list[Level]:
+    """All levels of a run after `set_timesteps`, from noise to clean, less the `skipped` timesteps at its start."""
+    calls = [call + skipped for call in looks(scheduler, skipped)]
     at = [(scheduler.timesteps[call], place / len(calls)) for place, call in enumerate(calls)]
     if kind_of(scheduler).scaling == "vp":
         clean = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
@@ -80,6 +80,11 @@ def _limited(scheduler: Any, x0: Tensor) -> Tensor:
     if _set(scheduler, "clip_sample"):
         return x0.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
     return x0
+
+
+def limits_x0(scheduler: Any) -> bool:
+    """Whether the scheduler clips or thresholds x0: then its step does not follow an edit of x0 all the way."""
+    return _set(scheduler, "thresholding") or _set(scheduler, "clip_sample")
 
 
 def _set(scheduler: Any, option: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,46 +14,78 @@ from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tr
 
 from steer.diffusion.loop import first_of
 
+BESIDE = "beside the latents"
+"""The entry of a call's cond for what the network's input holds beside the particle: mask, masked picture."""
+
 
 @dataclass(frozen=True)
 class Call:
     """The keyword arguments of one network call on c blocks (branches of classifier-free guidance) of `slots` rows.
 
     Rows lie block-major, as `cat([unconditional, conditional])` leaves them: block j of slot s is row j * slots + s.
-    Every tensor with as many rows as the input is taken to hold rows; all else goes to the network as it is.
+    Every tensor with as many rows as the input is taken to hold rows, those named in `rowless` excepted; all else goes
+    to the network as it is. Of the input's second axis the first `channels` are the particle (None: all of it).
     """
 
     kwargs: dict[str, Any]
     input: str
     slots: int
+    rowless: tuple[str, ...] = ()
+    channels: int | None = None
 
     @property
     def blocks(self) -> int:
         return len(self.kwargs[self.input]) // self.slots
 
+    @property
+    def x(self) -> Tensor:
+        """(slots, ...) the particles as the network sees them."""
+        return self.kwargs[self.input][: self.slots, : self.channels]
+
     @cached_property
     def rows(self) -> dict[str, Tensor]:
         """Every tensor that holds rows, by its name: the input first among them, nested ones as `name['inner']`."""
-        return {name: leaf for name, leaf in self._leaves() if self._has_rows(leaf)}
+        return {name: leaf for name, leaf in self._leaves() if self._has_rows(name, leaf)}
 
     @property
     def cond(self) -> dict[str, Tensor]:
-        """All rows but the input's, particle-first: (slots, blocks, ...)."""
-        return {name: self._particle_first(leaf) for name, leaf in self.rows.items() if name != self.input}
+        """All rows but those of the particle and its timestep, particle-first: (slots, blocks, ...)."""
+        rest = {name: leaf for name, leaf in self.rows.items() if name not in (self.input, "timestep")}
+        if self.channels is not None and self.channels < self.kwargs[self.input].shape[1]:
+            rest[BESIDE] = self.kwargs[self.input][:, self.channels :]
+        return {name: self._particle_first(leaf) for name, leaf in rest.items()}
+
+    def copy(self) -> Call:
+        """The same call in containers of its own: the pipeline may change its."""
+        return replace(self, kwargs=self._with({}))
 
     def take(self, slots: Tensor) -> Call:
         """The same call for some of the slots, all their blocks."""
         index = torch.cat([slots + block * self.slots for block in range(self.blocks)])
         rows = {name: leaf[index.to(leaf.device)] for name, leaf in self.rows.items()}
-        return Call(self._with(rows), self.input, len(slots))
+        return replace(self, kwargs=self._with(rows), slots=len(slots))
 
-    def put(self, x: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+    def put(self, x: Tensor, cond: dict[str, Tensor], timestep: Tensor | None = None) -> dict[str, Any]:
         """Keyword arguments for other slots: input x (b, ...), the same for every block, and cond as in `cond`.
 
-        cond may hold fewer blocks than the call, (b, 1, ...) for one branch of the guidance alone.
+        cond may hold fewer blocks than the call, (b, 1, ...) for one branch of the guidance alone. `timestep`, or else
+        the call's own, is repeated for the rows if the call has one for each.
         """
         rows = {name: leaf.transpose(0, 1).flatten(0, 1) for name, leaf in cond.items()}
-        return self._with({**rows, self.input: torch.cat([x] * blocks_of(cond, self.blocks))})
+        own = torch.cat([x] * blocks_of(cond, self.blocks)).to(self.kwargs[self.input].dtype)
+        beside = [rows.pop(BESIDE)] if BESIDE in rows else []
+        given = self.kwargs["timestep"]
+        told = given if timestep is None else timestep
+        if given.ndim > 0:
+            told = told.reshape(-1)[:1].expand(len(own))
+        return self._with({**rows, self.input: torch.cat([own, *beside], 1), "timestep": told})
+
+    def with_free(self, free: Call) -> Call:
+        """This call of the conditional branch and that of the unconditional one, as one call of two blocks."""
+        mine, theirs = dict(self._leaves()), dict(free._leaves())
+        pairs = {name: (theirs[name], mine[name]) for name in {**free.rows, **self.rows}}
+        rows = {name: torch.cat([leaf.expand(self.slots, *leaf.shape[1:]) for leaf in pairs[name]]) for name in pairs}
+        return replace(self, kwargs=self._with(rows))
 
     def agrees(self, source: Tensor) -> bool:
         """Whether every slot really equals the slot that `source` names for it."""
@@ -63,8 +95,9 @@ class Call:
     def _leaves(self) -> list[tuple[str, Any]]:
         return [(_name(path), leaf) for path, leaf in tree_flatten_with_path(self.kwargs)[0]]
 
-    def _has_rows(self, leaf: Any) -> bool:
-        return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(self.kwargs[self.input])
+    def _has_rows(self, name: str, leaf: Any) -> bool:
+        tensor = isinstance(leaf, Tensor) and leaf.ndim > 0 and name not in self.rowless
+        return tensor and len(leaf) == len(self.kwargs[self.input])
 
     def _particle_first(self, leaf: Tensor) -> Tensor:
         return leaf.unflatten(0, (self.blocks, self.slots)).transpose(0, 1)

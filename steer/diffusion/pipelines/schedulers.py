@@ -18,6 +18,7 @@ class Kind:
     draws    (scheduler, eta) -> whether a run draws noise, with the `eta` that its `step` is given
     first    (scheduler, call number) -> whether this call is the first at its noise level
     eta      own: `step` has the argument; added: the stochastic transition may replace `step`; none: neither
+    dial     (scheduler, eta) -> the eta with which `solve.transition` is this step; None for a step of another form
     """
 
     scaling: str
@@ -25,6 +26,7 @@ class Kind:
     draws: Callable[[Any, float], bool] = lambda scheduler, eta: False
     first: Callable[[Any, int], bool] = lambda scheduler, call: True
     eta: str = "none"
+    dial: Callable[[Any, float], float | None] = lambda scheduler, eta: None
 
 
 def _always(scheduler: Any, eta: float) -> bool:
@@ -43,6 +45,22 @@ def _if_flow_is_stochastic(scheduler: Any, eta: float) -> bool:
     return scheduler.config.stochastic_sampling
 
 
+def _as_given(scheduler: Any, eta: float) -> float:
+    return eta
+
+
+def _ancestral(scheduler: Any, eta: float) -> float:
+    return 1.0
+
+
+def _unless_flow_is_stochastic(scheduler: Any, eta: float) -> float | None:
+    return None if scheduler.config.stochastic_sampling else eta
+
+
+def _if_variance_is_small(scheduler: Any, eta: float) -> float | None:
+    return 1.0 if scheduler.config.variance_type == "fixed_small" else None
+
+
 def _even(scheduler: Any, call: int) -> bool:
     return call % 2 == 0
 
@@ -59,14 +77,17 @@ def _first_order(scheduler: Any, call: int) -> bool:
 
 
 KINDS = {
-    "DDIMScheduler": Kind("vp", draws=_if_asked, eta="own"),
-    "DDPMScheduler": Kind("vp", draws=_always),
+    "DDIMScheduler": Kind("vp", draws=_if_asked, eta="own", dial=_as_given),
+    "DDPMScheduler": Kind("vp", draws=_always, dial=_if_variance_is_small),
     "DEISMultistepScheduler": Kind("ratio", ("model_outputs",)),
     "DPMSolverMultistepScheduler": Kind("ratio", ("model_outputs",), _if_sde),
     "DPMSolverSinglestepScheduler": Kind("ratio", ("model_outputs", "sample"), _if_sde, _first_order),
-    "EulerAncestralDiscreteScheduler": Kind("ve", draws=_always),
-    "EulerDiscreteScheduler": Kind("ve", draws=_if_asked, eta="added"),
-    "FlowMatchEulerDiscreteScheduler": Kind("flow", draws=_if_flow_is_stochastic, eta="added"),
+    "EulerAncestralDiscreteScheduler": Kind("ve", draws=_always, dial=_ancestral),
+    "EulerDiscreteScheduler": Kind("ve", draws=_if_asked, eta="added", dial=_as_given),
+    "FlowMatchEulerDiscreteScheduler": Kind(
+        "flow", draws=_if_flow_is_stochastic, eta="added", dial=_unless_flow_is_stochastic
+    ),
+    "FlowMatchHeunDiscreteScheduler": Kind("flow", ("prev_derivative", "sample"), first=_even),
     "HeunDiscreteScheduler": Kind("ve", ("prev_derivative", "sample"), first=_even),
     "LCMScheduler": Kind("vp", draws=_always),
     "LMSDiscreteScheduler": Kind("ve", ("derivatives",)),

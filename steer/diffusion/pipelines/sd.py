@@ -6,19 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from steer.diffusion.pipelines.family import Family
+from steer.diffusion.pipelines.family import Family, Given
 
 
-def _noise_shape(pipe: Any, call: dict[str, Any]) -> tuple[int, ...]:
-    height, width = (int(call[side]) // pipe.vae_scale_factor for side in ("height", "width"))
-    return call["batch_size"], call["num_channels_latents"], height, width
-
-
-def finish(pipe: Any, decoded: Tensor, output_type: str) -> Any:
+def finish(pipe: Any, decoded: Tensor, output_type: str, given: Given) -> Any:
     """`Family.finish` of all Stable Diffusion 1.x and 2.x pipelines."""
     images, unsafe = pipe.run_safety_checker(decoded, decoded.device, decoded.dtype)
     denormalize = [True] * len(images) if unsafe is None else [not flag for flag in unsafe]
     return pipe.image_processor.postprocess(images, output_type=output_type, do_denormalize=denormalize)
 
 
-STABLE_DIFFUSION = Family("StableDiffusionPipeline", "unet", "sample", _noise_shape, finish)
+STABLE_DIFFUSION = Family("StableDiffusionPipeline", "unet", finish=finish)

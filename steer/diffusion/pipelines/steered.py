@@ -14,7 +14,7 @@ from steer.diffusion.control import Controller, as_chain
 from steer.diffusion.noise import key
 from steer.diffusion.pipelines.attach import attach, check
 from steer.diffusion.pipelines.families import family_of
-from steer.diffusion.pipelines.family import to_decoder
+from steer.diffusion.pipelines.family import decoded
 from steer.diffusion.pipelines.results import SteeredOutput, final_slots
 from steer.diffusion.pipelines.schedulers import check_noise, kind_of
 from steer.diffusion.pipelines.session import Session
@@ -58,6 +58,11 @@ class Steered:
         if self.eta is not None and "eta" in kwargs:
             raise ValueError(f"eta = {kwargs['eta']} in the call and {self.eta} in Steered; give it once.")
         images = _count(prompt, num_images_per_prompt, kwargs)
+        if n > 1 and kwargs.get("padding_mask_crop") is not None:
+            raise ValueError(
+                f"padding_mask_crop = {kwargs['padding_mask_crop']}: the pipeline itself lays its pictures over the "
+                "original; crop picture and mask before the call, and leave it out."
+            )
         if n > 1 and control.needs_noise and kind_of(self.pipe.scheduler).eta == "own":
             check_noise(self.pipe.scheduler, kwargs.get("eta", self.eta))
         with attach(self.pipe, control, n, self.eta, self.exact) as session:
@@ -101,8 +106,8 @@ def _winners(session: Session, latents: Tensor, output_type: str) -> Any:
     best = torch.where(there, returned, dropped)
     if output_type == "latent":
         return best
-    decoded = session.decoder(to_decoder(session.pipe, best), return_dict=False)[0]
-    return session.family.finish(session.pipe, decoded, output_type)
+    raw = decoded(session.pipe, session.family, session.decoder, best, session.given)
+    return session.family.finish(session.pipe, raw, output_type, session.given)
 
 
 def _count(prompt: Any, num_images_per_prompt: int, kwargs: dict[str, Any]) -> int:

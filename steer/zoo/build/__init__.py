@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "steer" / "world"
-MINUTES = {"vae": 14.0, "emoji-clip": 9.0, "emoji-judge": 5.0, "emoji-style": 4.0, "emoji-sd": 300.0}
+MINUTES = {
+    "vae": 14.0,
+    "emoji-clip": 9.0,
+    "emoji-judge": 5.0,
+    "emoji-style": 4.0,
+    "emoji-sd-coarse": 180.0,
+    "emoji-sd": 180.0,
+    "emoji-flow": 240.0,
+}
 
 
 def build(minutes: dict[str, float] | None = None, cache: Path = CACHE, only: str | None = None) -> None:
@@ -17,14 +25,16 @@ def build(minutes: dict[str, float] | None = None, cache: Path = CACHE, only: st
 
 def run(stage: str, cache: Path, minutes: float) -> None:
     """One stage; raises ValueError for an unknown one."""
-    from . import dual, sd, style, vae
+    from . import dual, flow, sd, style, vae
 
     stages = {
         "vae": vae.train,
         "emoji-clip": lambda cache, minutes: dual.train("emoji-clip", cache, minutes),
         "emoji-judge": lambda cache, minutes: dual.train("emoji-judge", cache, minutes),
         "emoji-style": style.train,
+        "emoji-sd-coarse": sd.train_coarse,
         "emoji-sd": sd.train,
+        "emoji-flow": flow.train,
     }
     if stage not in stages:
         raise ValueError(f"no stage is called {stage!r}: expected one of {tuple(stages)}.")

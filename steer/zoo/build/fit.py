@@ -97,6 +97,16 @@ class State:
             ours.copy_(theirs)
 
 
+def restored(name: str, model: nn.Module, cache: Path) -> nn.Module:
+    """The averaged weights of a stage's checkpoint. Raises ValueError when the stage has not been run."""
+    path = Path(cache) / f"{name}.pt"
+    if not path.exists():
+        raise ValueError(f"stage {name} has left nothing in {cache}; run `steer world build` from its first stage on.")
+    content: Any = torch.load(path, weights_only=True)
+    model.load_state_dict(content["average"])
+    return model.eval()
+
+
 def update(state: State, loss: Loss, progress: float) -> float:
     """One optimiser step at `progress`; returns the loss, and raises when it is not finite."""
     for group in state.optimiser.param_groups:

@@ -1,7 +1,8 @@
-"""emoji-sd: the latent diffusion model, trained coarse to fine on latents that are encoded once."""
+"""emoji-sd: the latent diffusion model, trained on latents that are encoded once: a coarse one first, then grown."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,11 @@ from tqdm import tqdm
 
 from . import vae
 from .files import write_folder
-from .fit import Fit, fit, seeded
+from .fit import Fit, fit, restored, seeded
 from .pictures import draw_captioned
 from .words import CONTEXT, tokenizer
 
-UNET = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (64, 128, 192),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
-    "cross_attention_dim": 192,
-    "attention_head_dim": (1, 2, 3),  # diffusers reads this as the number of heads: 64 channels each
-    "norm_num_groups": 16,
-    "addition_embed_type": "text",  # the pooled text joins the time embedding, and both scale and shift every block:
-    "addition_embed_type_num_heads": 4,  # what a name looks like is known everywhere, cross-attention adds the details
-    "resnet_time_scale_shift": "scale_shift",
-}
+CHANNELS = (64, 64, 128, 192)  # at 16 x 16, 8 x 8, 4 x 4 and 2 x 2
 TEXT = {
     "hidden_size": 192,
     "intermediate_size": 768,
@@ -51,12 +38,10 @@ PICTURES, BATCH, DROP = 24_000, 48, 0.1
 
 
 class Denoiser(nn.Module):
-    """The two networks that are trained together."""
+    """The two networks that are trained together: a text encoder, and a UNet with one level for each of `channels`."""
 
-    def __init__(self):
+    def __init__(self, channels: tuple[int, ...]):
         super().__init__()
-        from diffusers import UNet2DConditionModel
-        from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
 
         words = tokenizer()
@@ -66,13 +51,57 @@ class Denoiser(nn.Module):
             "pad_token_id": words.pad_token_id,
         }
         self.text: Any = CLIPTextModel(CLIPTextConfig(vocab_size=len(words), **TEXT, **ends))
-        self.unet: Any = UNet2DConditionModel(**UNET)
-        self.unet.to(memory_format=torch.channels_last)
-        self.unet.set_attn_processor(AttnProcessor())  # fused attention has a slow backward on CPUs
         self.text.set_attn_implementation("eager")
+        self.unet = unet(channels)
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(x, t, self.text(tokens).last_hidden_state).sample
+
+
+def unet(channels: tuple[int, ...]) -> Any:
+    """A UNet2DConditionModel with self- and cross-attention at every level, 64 channels to a head.
+
+    The pooled text joins the time embedding, and both scale and shift every block: what a name looks like is known
+    everywhere, cross-attention adds the details.
+    """
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
+
+    model = UNet2DConditionModel(
+        sample_size=2 ** len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        cross_attention_dim=TEXT["hidden_size"],
+        attention_head_dim=tuple(width // 64 for width in channels),  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
+    )
+    model.set_attn_processor(AttnProcessor())  # fused attention has a slow backward on CPUs
+    return model.to(memory_format=torch.channels_last)
+
+
+def grown(coarse: Denoiser) -> Denoiser:
+    """A denoiser with one finer level around a trained coarse one, all of whose weights it takes over.
+
+    What the coarse one has learnt at 8 x 8 stays at 8 x 8, one level further in: it is kept, not learnt again.
+    """
+    inner = coarse.unet.config.block_out_channels
+    with seeded(4):
+        model = Denoiser((inner[0], *inner))
+    deeper = {_one_level_in(name): value for name, value in coarse.state_dict().items()}
+    unknown = model.load_state_dict(deeper, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"the grown denoiser has no place for {unknown} of the coarse one.")
+    return model
+
+
+def _one_level_in(name: str) -> str:
+    """`unet.down_blocks.1.x` becomes `unet.down_blocks.2.x`; up blocks are counted from the inside already."""
+    return re.sub(r"down_blocks\.(\d+)", lambda found: f"down_blocks.{int(found[1]) + 1}", name)
 
 
 def tokens_of(texts: list[str]) -> Tensor:
@@ -96,23 +125,12 @@ def bank(autoencoder: Any, path: Path) -> tuple[Tensor, Tensor]:
     return kept["latents"], kept["tokens"]
 
 
-def share_of_fine(progress: float) -> float:
-    """Which share of the batches is 16 x 16: a tenth at first, all from 70 % on."""
-    return min(0.1 + 1.3 * progress, 1.0)
+def make_loss(latents: Tensor, tokens: Tensor, noise: float, centre: float):
+    """|v - v_hat|^2 at the levels (alpha, noise * sigma), scaled to alpha^2 + sigma^2 = 1.
 
-
-def draw_times(count: int, generator: Generator, fine: bool) -> Tensor:
-    """Times (count,) in 0 ... 999, logit-normal: most where shapes form; later on the small, less noisy grid."""
-    return (
-        (1000 * torch.sigmoid(torch.randn(count, generator=generator) + (0.0 if fine else 0.7))).long().clamp(max=999)
-    )
-
-
-def make_loss(latents: Tensor, tokens: Tensor):
-    """|v - v_hat|^2 on the 16 x 16 latents or, early on, on the same latents averaged over 2 x 2 cells.
-
-    Averaging a noisy latent halves its noise, so at one t the small grid is trained at the level (alpha, sigma / 2):
-    what it learns is the coarse part of the very task that follows.
+    Averaging a noisy latent over 2 x 2 cells halves its noise: with noise = 0.5 the coarse grid is trained on the
+    coarse part of the very task that follows. Times are logit-normal around 1000 sigmoid(centre), most of them where
+    the text alone says what goes where: that is what takes long to learn.
     """
     from diffusers import DDPMScheduler
 
@@ -120,17 +138,15 @@ def make_loss(latents: Tensor, tokens: Tensor):
     empty = tokens_of([""])[0]
 
     def loss(model: Any, generator: Generator, progress: float) -> Tensor:
-        fine = float(torch.rand((), generator=generator)) < share_of_fine(progress)
         which = torch.randint(len(latents), (BATCH,), generator=generator)
-        t = draw_times(BATCH, generator, fine)
+        t = (1000 * torch.sigmoid(torch.randn(BATCH, generator=generator) + centre)).long().clamp(max=999)
         dropped = torch.rand(BATCH, 1, generator=generator) < DROP
-        x0 = latents[which] if fine else F.avg_pool2d(latents[which], 2)
-        level = torch.stack([kept[t].sqrt(), (1 - kept[t]).sqrt() * (1.0 if fine else 0.5)])
+        level = torch.stack([kept[t].sqrt(), (1 - kept[t]).sqrt() * noise])
         alpha, sigma = F.normalize(level, dim=0)[:, :, None, None, None]
-        noise = torch.randn(x0.shape, generator=generator)
-        x = (alpha * x0 + sigma * noise).contiguous(memory_format=torch.channels_last)
+        x0, eps = latents[which], torch.randn(BATCH, *latents.shape[1:], generator=generator)
+        x = (alpha * x0 + sigma * eps).contiguous(memory_format=torch.channels_last)
         v = model(x, t, torch.where(dropped, empty, tokens[which]))
-        return F.mse_loss(v.float(), alpha * noise - sigma * x0)
+        return F.mse_loss(v.float(), alpha * eps - sigma * x0)
 
     return loss
 
@@ -151,13 +167,21 @@ def pipeline(model: Denoiser, autoencoder: Any):
     )
 
 
+def train_coarse(cache: Path, minutes: float, until: int | None = None) -> Denoiser:
+    """Train (or finish training) the three inner levels, on latents averaged over 2 x 2 cells."""
+    latents, tokens = bank(vae.trained(cache), cache / "latents.safetensors")
+    with seeded(4):
+        start = Denoiser(CHANNELS[1:])
+    loss = make_loss(F.avg_pool2d(latents, 2), tokens, noise=0.5, centre=1.8)
+    return fit("emoji-sd-coarse", start, loss, Fit(minutes=minutes, lr=1.5e-3, seed=4), cache, until)
+
+
 def train(cache: Path, minutes: float, until: int | None = None) -> None:
-    """Train (or finish training) the denoiser on the finished autoencoder's latents and write the whole pipeline."""
+    """Grow the coarse denoiser by one level, train (or finish training) it and write the whole pipeline."""
     autoencoder = vae.trained(cache)
     latents, tokens = bank(autoencoder, cache / "latents.safetensors")
-    config = Fit(minutes=minutes, lr=1.5e-3, ema=0.998, seed=4)
-    with seeded(4):
-        start = Denoiser()
-    model = fit("emoji-sd", start, make_loss(latents, tokens), config, cache, until)
+    start = grown(restored("emoji-sd-coarse", Denoiser(CHANNELS[1:]), cache))
+    loss = make_loss(latents, tokens, noise=1.0, centre=1.2)
+    model = fit("emoji-sd", start, loss, Fit(minutes=minutes, lr=1e-3, seed=5), cache, until)
     whole = pipeline(model, autoencoder).to(torch.float16)
     write_folder("emoji-sd", lambda folder: whole.save_pretrained(folder))

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..data import compose, glyphs, split
-from .fit import Fit, fit, seeded
+from .fit import Fit, fit, restored, seeded
 from .pictures import draw_plain, randint
 
 CONFIG = {
@@ -107,11 +107,6 @@ def train(cache: Path, minutes: float) -> None:
 
 def trained(cache: Path) -> Any:
     """The autoencoder of the finished stage "vae", standardised. Raises ValueError when that has not been run."""
-    if not (cache / "vae.pt").exists():
-        raise ValueError(
-            f"there is no trained autoencoder in {cache}; run `steer world build` from its first stage on."
-        )
-    vae = build()
-    vae.load_state_dict(torch.load(cache / "vae.pt", weights_only=True)["average"])
-    standardise(vae.eval())
+    vae = restored("vae", build(), cache)
+    standardise(vae)
     return vae

@@ -1,0 +1,161 @@
+"""From result rows to curves with intervals: the best setting of every method at every budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from steer.measure import Interval, interval
+
+Row = dict[str, Any]
+PANEL = ("model", "reward", "guidance", "prompt_set", "steps", "prompts", "images", "dtype")
+
+
+class Panel(NamedTuple):
+    """What all curves of one plot have in common."""
+
+    model: str
+    reward: str
+    guidance: float
+    prompt_set: str
+    steps: int
+    prompts: int
+    images: int
+    dtype: str
+
+    def __str__(self) -> str:
+        guided = "" if self.model.startswith("toy") else f", guidance {self.guidance:g}, {self.prompt_set}"
+        return f"{self.model}, {self.reward}{guided}, {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method's best setting at a budget, over all seeds.
+
+    target, judge, diversity   means with bootstrap intervals over the prompts
+    divergence, kid            mean, least and greatest of the seeds: each is one number a seed
+    cost, ...                  means for a picture; cost is rows plus two for a backward row
+    """
+
+    spec: str
+    seeds: int
+    target: Interval
+    judge: Interval
+    diversity: Interval
+    divergence: Interval
+    kid: Interval | None
+    cost: float
+    rows: float
+    decodes: float
+    reward_calls: float
+    seconds: float
+    peak_mb: float | None
+
+    @property
+    def method(self) -> str:
+        return self.spec.partition(":")[0]
+
+
+Curves = dict[str, list[Point]]
+
+
+def curves_of(rows: Sequence[Row]) -> dict[Panel, Curves]:
+    """Panel -> method -> points by budget, those that spend least first."""
+    cells: dict[tuple[Panel, int, str], list[Row]] = {}
+    for row in rows:
+        cell = row["cell"]
+        panel = Panel(*(cell[name] for name in PANEL))
+        cells.setdefault((panel, cell["budget"], cell["method"]), []).append(row)
+    best: dict[tuple[Panel, str, int], Point] = {}
+    for (panel, budget, _), same in cells.items():
+        point = _point(same)
+        key = (panel, point.method, budget)
+        if key not in best or point.target.mean > best[key].target.mean:
+            best[key] = point
+    found: dict[Panel, Curves] = {}
+    for (panel, name, _), point in sorted(best.items(), key=lambda item: item[0][2]):
+        found.setdefault(panel, {}).setdefault(name, []).append(point)
+    return found
+
+
+def _point(rows: Sequence[Row]) -> Point:
+    def mean(name: str) -> float:
+        return sum(row[name] for row in rows) / len(rows)
+
+    def over_prompts(name: str) -> Interval:
+        return interval(torch.tensor([row[name] for row in rows]).T)
+
+    def over_seeds(name: str) -> Interval:
+        values = [row[name] for row in rows]
+        return Interval(mean(name), min(values), max(values))
+
+    return Point(
+        spec=rows[0]["cell"]["method"],
+        seeds=len(rows),
+        **{name: over_prompts(name) for name in ("target", "judge", "diversity")},
+        divergence=over_seeds("divergence"),
+        kid=over_seeds("kid") if "kid" in rows[0] else None,
+        **{name: mean(name) for name in ("cost", "rows", "decodes", "reward_calls", "seconds")},
+        peak_mb=max((row["peak_mb"] for row in rows if row["peak_mb"] is not None), default=None),
+    )
+
+
+def reaches(points: Sequence[Point], goal: float) -> float | None:
+    """The least cost at which a curve's target is at `goal`, log cost interpolated; None if it never is."""
+    if points[0].target.mean >= goal:
+        return points[0].cost
+    for a, b in zip(points, points[1:]):
+        if b.target.mean >= goal:
+            share = (goal - a.target.mean) / (b.target.mean - a.target.mean)
+            return math.exp(math.log(a.cost) + share * (math.log(b.cost) - math.log(a.cost)))
+    return None
+
+
+def goal_of(curves: Curves, reference: str) -> float:
+    """The best target that a method reaches at any budget."""
+    return max(point.target.mean for point in curves[reference])
+
+
+BRIEF = ("method", "target", "judge", "divergence", "rows")
+
+
+def lines_of(curves: Curves, reference: str, brief: bool = False) -> list[dict[str, str]]:
+    """Column -> text for every method at its largest budget, best first; the last says what reaches the reference."""
+    goal, lines = goal_of(curves, reference), []
+    for points in sorted(curves.values(), key=lambda points: -points[-1].target.mean):
+        p, least = points[-1], reaches(points, goal)
+        line = {
+            "method": p.spec,
+            "target": f"{p.target.mean:.3f} ± {(p.target.high - p.target.low) / 2:.3f}" if brief else str(p.target),
+            "judge": f"{p.judge.mean:.3f}" if brief else str(p.judge),
+            "diversity": str(p.diversity),
+            "divergence": f"{p.divergence.mean:.2f}" if brief else str(p.divergence),
+            "kid": "" if p.kid is None else str(p.kid),
+            "rows": f"{p.cost:.0f}",
+            "decodes": f"{p.decodes:.0f}",
+            "s": f"{p.seconds:.2f}",
+            "rows/s": f"{p.rows / p.seconds:.0f}",
+            "MB": "" if p.peak_mb is None else f"{p.peak_mb:.0f}",
+        }
+        line = {name: text for name, text in line.items() if not brief or name in BRIEF}
+        lines.append({**line, f"as good as {reference}": "never" if least is None else f"{least:.0f} rows"})
+    return lines
+
+
+def markdown(panels: dict[Panel, Curves], references: dict[Panel, str]) -> str:
+    """All tables."""
+    parts = []
+    for panel, curves in panels.items():
+        lines = lines_of(curves, references[panel])
+        seeds = min(point.seeds for points in curves.values() for point in points)
+        parts.append(
+            f"**{panel}**: {panel.prompts} prompts x {panel.images} pictures x {seeds} seeds, every method at its "
+            "largest budget and best setting\n"
+        )
+        cells = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n")
+    return "\n".join(parts)

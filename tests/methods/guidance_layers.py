@@ -1,0 +1,100 @@
+"""Laws and oracles of the guidance methods that perturb layers, on a tiny Stable Diffusion pipeline."""
+
+from __future__ import annotations
+
+import math
+
+import tiny
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPAGPipeline
+from methods.guidance_toys import same
+from torch import nn
+
+from steer import Steered
+from steer.diffusion.controllers.guidance.core import Guide
+from steer.diffusion.controllers.guidance.weak import PerturbedAttention
+
+ASK = {"num_inference_steps": 3, "output_type": "latent"}
+
+
+def pipeline(kind: type | None = None, **kwargs):
+    """The tiny pipeline with DDIM as Stable Diffusion has it, or the same parts in another class."""
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "set_alpha_to_one": False}
+    pipe = tiny.pipeline(DDIMScheduler(**settings, clip_sample=False, steps_offset=1))
+    for name, weights in pipe.unet.named_parameters():
+        if "mid_block" in name and "attn1" in name and "bias" not in name:
+            weights.data *= 8  # in a random network self-attention is a mean, whatever its queries
+    if kind is not None:
+        pipe = kind(**pipe.components, requires_safety_checker=False, **kwargs)
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stock(pipe, weight: float = 3.0, **kwargs) -> torch.Tensor:
+    """The latents that the pipeline ends with by itself."""
+    return pipe("a cat", guidance_scale=weight, generator=tiny.generator(), **ASK, **kwargs).images
+
+
+def steered(pipe, controllers, n: int = 1, guidance_scale: float = 2.0, **kwargs):
+    """The result under controllers; the pipeline's own scale is one that no test asks for."""
+    options = {"generator": tiny.generator(), **ASK, **kwargs}
+    return Steered(pipe, controllers)("a cat", n=n, guidance_scale=guidance_scale, **options)
+
+
+def attributes(network: nn.Module) -> list:
+    return [(sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()]
+
+
+def without_a_scale(make) -> None:
+    """Strength 0 is the pipeline's own guidance at its own rows, and the network is left as it was."""
+    pipe = pipeline()
+    before = attributes(pipe.unet)
+    plain = steered(pipe, make(pipe.unet, 3.0, 0.0))
+    assert same(plain.images, stock(pipe), 1e-5)
+    assert plain.ledger.rows == 2 * 3
+    pushed = steered(pipe, make(pipe.unet, 3.0, 3.0))
+    assert pushed.ledger.rows == 3 * 3
+    assert not same(pushed.images, plain.images, 1e-3)
+    assert steered(pipe, make(pipe.unet, 1.0, 3.0), guidance_scale=1.0).ledger.rows == 2 * 3
+    assert attributes(pipe.unet) == before
+
+
+def pag_law(make) -> None:
+    without_a_scale(make)
+
+
+def pag_oracle(make) -> None:
+    """diffusers' own pipeline for it, which knows no other guidance and no search."""
+    theirs = pipeline(StableDiffusionPAGPipeline, pag_applied_layers="mid")
+    pipe = pipeline()
+    assert same(steered(pipe, make(pipe.unet, 3.0, 2.0)).images, stock(theirs, pag_scale=2.0), 1e-5)
+
+
+def seg_law(make) -> None:
+    without_a_scale(make)
+    pipe = pipeline()
+    sharp = steered(pipe, make(pipe.unet, 3.0, 3.0, sigma=0.01)).images  # a blur of a hundredth of a pixel
+    assert same(sharp, stock(pipe), 1e-5)
+
+
+def seg_oracle(make) -> None:
+    """The mean query, put in by hand where it is projected."""
+    pipe, by_hand = pipeline(), pipeline()
+
+    def mean(module, args, query):
+        return query.mean(1, keepdim=True).expand_as(query)
+
+    class MeanQuery(PerturbedAttention):
+        def wrap(self, denoiser):
+            def perturbed(x, level, cond):
+                handles = [m.to_q.register_forward_hook(mean) for m in self._modules()]
+                answer = denoiser(x, level, cond)
+                for handle in handles:
+                    handle.remove()
+                return answer
+
+            return perturbed
+
+    ours = make(pipe.unet, 3.0, 2.0, sigma=math.inf)
+    reference = Guide(ours.rule, weak=MeanQuery(by_hand.unet))
+    assert same(steered(pipe, ours).images, steered(by_hand, reference).images, 1e-5)
