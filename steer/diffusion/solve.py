@@ -46,6 +46,12 @@ def transition(x: Tensor, x0: Tensor, level: Level, to: Level, scale: float, noi
     return moved if noise is None else moved + scale * noise
 
 
+def renoised(x: Tensor, level: Level, up: Level, noise: Tensor) -> Tensor:
+    """From a level back up to a noisier one: a x + sqrt(sigma_up^2 - (a sigma)^2) noise with a = alpha_up / alpha."""
+    a = up.alpha / level.alpha
+    return a * x + math.sqrt(max(0.0, up.sigma**2 - (a * level.sigma) ** 2)) * noise
+
+
 @dataclass(frozen=True)
 class ddim:
     """DDIM with noise dial 0 <= eta <= 1; eta = 1 is DDPM / Euler ancestral, eta = 0 is Euler. arXiv 2010.02502."""

@@ -1,6 +1,5 @@
 """What a run costs: rows, decodes and reward calls, to the last one."""
 
-from dataclasses import replace
 
 import pytest
 import tiny
@@ -47,8 +46,6 @@ def test_pruned_slots_cost_nothing(name, generators):
     case, watch = CASES[name], Watch()
     given = tiny.generator() if generators == "one" else [tiny.generator(seed) for seed in range(4)]
     funnel = Search(brightness, Every(2), pick=prune(2))
-    if not case.noisy:
-        funnel = replace(funnel, when=Still())
     _, session = case.attached([funnel, watch], 4, generator=given)
     assert rows(session) == 2 * (3 * 4 + 3 * 2)
     assert session.ledger.reward_calls == session.ledger.decodes == 4 + 2 + 2
@@ -60,18 +57,6 @@ def test_pruned_slots_of_a_common_start_cost_nothing():
     funnel = Search(brightness, Every(2), pick=prune(2), common_start=True)
     _, session = CASES["euler-a"].attached([funnel], 4)
     assert rows(session) == 2 * (1 + 2 * 4 + 3 * 2)
-
-
-class Still:
-    """Every two steps, but no search between steps as far as the check of the solver goes."""
-
-    block = None
-
-    def __call__(self, i, steps):
-        return i == steps or (i > 0 and i % 2 == 0)
-
-    def check(self, steps):
-        pass
 
 
 def test_equal_rows_of_a_deterministic_solver_are_evaluated_once():

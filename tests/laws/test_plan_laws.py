@@ -36,7 +36,7 @@ def picked(plan, logw: torch.Tensor, **options):
 
 
 @pytest.mark.parametrize("name", PLANS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(logw=groups)
 def test_weight_zero_never_continues(name, logw):
     index, left = picked(PLANS[name], logw)
@@ -47,7 +47,7 @@ def test_weight_zero_never_continues(name, logw):
     assert (index[dead.all(-1)] == 0).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(groups)
 def test_one_in_keeps_the_better_half_of_those_alive(logw):
     index, left = one_in(2)(logw, GENERATOR)

@@ -1,8 +1,5 @@
 """Looking before moving makes the choices of the published order at 1 / (1 + 1 / B) of its rows."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import tiny
 import torch
@@ -10,11 +7,9 @@ from diffusers import DDIMScheduler
 from toys import Counting, gaussian, near_corner, quadratic, run, three_modes
 
 from steer import code, denoiser_of, finished, sample
+from steer.bench.published import code_as_published
 from steer.diffusion.schedule import flow, karras, vp
 from steer.diffusion.solve import ddim
-
-sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
-from benchmarks.published import code_as_published
 
 N, P = 5, 3
 

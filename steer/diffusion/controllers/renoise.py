@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from steer.diffusion.control import Controller
 from steer.diffusion.controllers.search import Reward, Search, beam
-from steer.diffusion.solve import draw_like, transition
+from steer.diffusion.solve import draw_like, renoised, transition
 from steer.diffusion.state import State
 
 
@@ -15,9 +14,8 @@ from steer.diffusion.state import State
 class Renoised(Controller):
     """Before a search looks, every particle goes `back` levels up by fresh noise and comes down again without noise.
 
-    Up, from (alpha, sigma) to the noisier (alpha', sigma'):  x' = a x + sqrt(sigma'^2 - (a sigma)^2) z, a = alpha' /
-    alpha; down by DDIM with eta = 0. Costs n (back + 1) rows a look. A run of one particle is left alone. For solvers
-    without history; raises ValueError unless back >= 1.
+    Up by `solve.renoised`, down by DDIM with eta = 0. Costs n (back + 1) rows a look. A run of one particle is left
+    alone. For solvers without history; raises ValueError unless back >= 1.
     """
 
     search: Search
@@ -37,9 +35,7 @@ class Renoised(Controller):
     def _travelled(self, state: State) -> State:
         levels = state.run.schedule[state.i - self.back : state.i + 1]
         top, here = levels[0], levels[-1]
-        a = top.alpha / here.alpha
-        spread = math.sqrt(max(0.0, top.sigma**2 - (a * here.sigma) ** 2))
-        state = replace(state, x=a * state.x + spread * draw_like(state), label=state.alias)
+        state = replace(state, x=renoised(state.x, here, top, draw_like(state)), label=state.alias)
         for level, to in zip(levels[:-1], levels[1:], strict=True):
             moved = transition(state.x, state.denoise(state.x, level), level, to, 0.0, None)
             state = replace(state, x=moved)

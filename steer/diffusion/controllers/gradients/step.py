@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +19,7 @@ from steer.diffusion.controllers.gradients.value import (
     check_reward,
     through_network,
 )
-from steer.diffusion.solve import noise_scale, transition
+from steer.diffusion.solve import noise_scale, renoised, transition
 from steer.diffusion.state import State
 
 
@@ -111,13 +110,8 @@ def _acts(rule: Rule | None) -> bool:
 
 
 def _back(state: State, own: OwnNoise) -> State:
-    """Time travel: the transition, then fresh noise back to the same level; nobody has evaluated there yet.
-
-    x <- alpha / alpha' x' + sqrt(sigma^2 - (alpha sigma' / alpha')^2) noise.
-    """
+    """Time travel: the transition, then fresh noise back to the same level; nobody has evaluated there yet."""
     level, to = state.level, state.to
     scale = noise_scale(level, to, state.run.eta or 0.0)
     moved = transition(state.x, state.x0, level, to, scale, own.like(state.x) if scale > 0 else None)
-    ratio = level.alpha / to.alpha
-    noise = math.sqrt(max(0.0, level.sigma**2 - (ratio * to.sigma) ** 2))
-    return replace(state, x=ratio * moved + noise * own.like(state.x), x0=None)
+    return replace(state, x=renoised(moved, to, level, own.like(state.x)), x0=None)
