@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+Net = TypeVar("Net", bound=nn.Module)
 Loss = Callable[[nn.Module, torch.Generator, float], Tensor]
 
 
@@ -55,7 +56,7 @@ class State:
 
     def __init__(self, model: nn.Module, config: Fit):
         self.model, self.config = model, config
-        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.average: Any = copy.deepcopy(model).requires_grad_(False)  # of the class of `model`
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             trained, config.lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
@@ -97,7 +98,7 @@ class State:
             ours.copy_(theirs)
 
 
-def restored(name: str, model: nn.Module, cache: Path) -> nn.Module:
+def restored(name: str, model: Net, cache: Path) -> Net:
     """The averaged weights of a stage's checkpoint. Raises ValueError when the stage has not been run."""
     path = Path(cache) / f"{name}.pt"
     if not path.exists():
@@ -124,7 +125,7 @@ def update(state: State, loss: Loss, progress: float) -> float:
     return number
 
 
-def fit(name: str, model: nn.Module, loss: Loss, config: Fit, cache: Path, until: int | None = None) -> nn.Module:
+def fit(name: str, model: Net, loss: Loss, config: Fit, cache: Path, until: int | None = None) -> Net:
     """Train `model` to the end of its budget, from the last checkpoint in `cache` if there is one; return its EMA.
 
     `loss(model, generator, progress)` draws its own batch. `until` stops after that many steps, with a checkpoint.

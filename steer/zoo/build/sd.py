@@ -67,7 +67,7 @@ def unet(channels: tuple[int, ...]) -> Any:
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
 
-    model = UNet2DConditionModel(
+    model: Any = UNet2DConditionModel(
         sample_size=2 ** len(channels),
         block_out_channels=channels,
         layers_per_block=1,
@@ -167,13 +167,13 @@ def pipeline(model: Denoiser, autoencoder: Any):
     )
 
 
-def train_coarse(cache: Path, minutes: float, until: int | None = None) -> Denoiser:
+def train_coarse(cache: Path, minutes: float, until: int | None = None) -> None:
     """Train (or finish training) the three inner levels, on latents averaged over 2 x 2 cells."""
     latents, tokens = bank(vae.trained(cache), cache / "latents.safetensors")
     with seeded(4):
         start = Denoiser(CHANNELS[1:])
     loss = make_loss(F.avg_pool2d(latents, 2), tokens, noise=0.5, centre=1.8)
-    return fit("emoji-sd-coarse", start, loss, Fit(minutes=minutes, lr=1.5e-3, seed=4), cache, until)
+    fit("emoji-sd-coarse", start, loss, Fit(minutes=minutes, lr=1.5e-3, seed=4), cache, until)
 
 
 def train(cache: Path, minutes: float, until: int | None = None) -> None:
