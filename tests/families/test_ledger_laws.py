@@ -1,6 +1,5 @@
 """What a run costs: rows, decodes and reward calls, to the last one."""
 
-
 import pytest
 import tiny
 import torch
