@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -86,3 +89,11 @@ def test_a_grown_denoiser_is_the_coarse_one_inside():
 def test_a_stage_that_builds_on_another_says_which_is_missing(tmp_path):
     with pytest.raises(ValueError, match="stage line has left nothing"):
         restored("line", line(), tmp_path)
+
+
+def test_the_vocabulary_is_the_same_in_every_process():
+    """The weights are trained on its numbers: in one process after the other, and long after it was saved."""
+    tell = "from steer.zoo.build.words import tokenizer; print(tokenizer().get_vocab() == {vocabulary})"
+    shipped = steer.load("emoji").tokenizer.get_vocab()
+    command = [sys.executable, "-c", tell.format(vocabulary=shipped)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "True"

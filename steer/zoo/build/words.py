@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 from ..data import COLOURS, RELATIONS, STYLES, captions
 
@@ -20,7 +21,11 @@ def tokenizer():
     from transformers import CLIPTokenizer
 
     corpus = [*(row["name"] for row in captions()), *STYLES, *COLOURS, *RELATIONS, *GRAMMAR]
-    trained = json.loads(CLIPTokenizer().train_new_from_iterator([corpus], vocab_size=8000).backend_tokenizer.to_str())
+    words = {word for text in corpus for word in re.findall(r"\w+|[^\w\s]", text)}
+    ends = [f"{letter}</w>" for letter in sorted({word[-1] for word in words})]
+    # given beforehand, for the trainer numbers what it finds in the order of a hash table, another one in every process
+    found = CLIPTokenizer().train_new_from_iterator([corpus], vocab_size=8000, new_special_tokens=ends)
+    trained = json.loads(found.backend_tokenizer.to_str())
     special = ("<|startoftext|>", "<|endoftext|>")
     pieces = [piece for piece in trained["model"]["vocab"] if piece not in special]
     vocab = {piece: number for number, piece in enumerate([*pieces, *special])}
