@@ -62,7 +62,7 @@ def generate(pipe: Any, names: list[str], command: Check) -> Tensor:
 
 
 def check(command: Check) -> None:
-    """Print the card, and write it with a contact sheet of every pipeline: the first 32 names in all styles."""
+    """Print the card, and write it with a contact sheet of every pipeline: 32 of the names in all four styles."""
     show.quiet()
     out = record.folder(command.out)
     trained = [name for name in zoo.PIPELINES if (zoo.WEIGHTS / name).is_dir()] or ["emoji-sd"]
@@ -93,8 +93,9 @@ def check(command: Check) -> None:
     show.table(f"{len(styles)} pictures each, {command.steps} steps, guidance {command.guidance}", ["", *columns], rows)
     content = {"config": record.config(command), **record.origin(), "card": columns}
     (out / "card.json").write_text(json.dumps(content, indent=1) + "\n")
+    shown = torch.linspace(0, len(names) - 1, min(32, len(names))).round().long()
     for name, images in made.items():
-        sheet = images.unflatten(0, (4, -1))[:, :32].transpose(0, 1).flatten(0, 1)
+        sheet = images.unflatten(0, (4, -1))[:, shown].transpose(0, 1).flatten(0, 1)
         save_png(contact_sheet(list(sheet), columns=16), out / f"{name}.png")
     show.console.print(f"wrote card.json and {', '.join(f'{name}.png' for name in made)} to {out}")
 

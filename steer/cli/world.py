@@ -46,7 +46,7 @@ class Check:
     Example: steer world check --names 74
     """
 
-    names: int = 298
+    names: int = 297
     """how many names to generate with each pipeline that is there, evenly spread, each in all four styles"""
     steps: int = 25
     guidance: float = 3.0
