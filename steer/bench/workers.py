@@ -77,8 +77,8 @@ def _share(threads: int) -> None:
 
 def _cluster(work: Work, tasks: Sequence[Any], address: str, cpus: float, gpus: float) -> Answers:
     try:
-        import ray
-        from ray.exceptions import RayError
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("ray is not installed; pip install 'steer[ray]', or use --workers.") from error
     try:
