@@ -19,6 +19,7 @@ def attach(
     n: int = 1,
     eta: float | None = None,
     exact: bool = False,
+    chunk: int | None = None,
 ) -> Iterator[Session]:
     """Run every call of a pipeline inside the `with` under controllers, with n particles for each image.
 
@@ -27,19 +28,22 @@ def attach(
            and flow Euler, which draw no noise, eta > 0 puts the stochastic transition in place of their step
     exact  call network and decoder in batches of the plain call's shape: then no particle's result depends on n, bit
            for bit. Otherwise results for different n agree to rounding; the noise is bit-identical in either case
+    chunk  the most particles in one call of network or decoder, for memory's sake; None: all. Results for different
+           chunks agree to rounding
 
     Yields a Session: state, entered, ledger, lineage, trace and candidates of the latest call, readable after the exit
     too. The pipeline returns all particles, those of an image one after the other; after a greedy search all of them
     are the winner. With n = 1 and no edits its result is bit-identical to the plain call's. At the exit, an exception
     included, the pipeline is as it was before.
 
-    Raises ValueError for an unsupported pipeline or scheduler, n < 1, an eta that the scheduler cannot take, a pipeline
-    that is attached already, and a search between steps over a solver that draws no noise (at the first step where it
+    Raises ValueError for an unsupported pipeline or scheduler, n < 1, an eta that the scheduler cannot take, chunk < 1
+    or together with `exact`, a pipeline that is attached already, and a search between steps over a solver that draws no noise (at the first step where it
     is the pipeline's own `eta` that decides).
     """
     control = as_chain(controllers)
-    session = Session(pipe, control, n, eta, exact)
+    session = Session(pipe, control, n, eta, exact, chunk)
     check(pipe, control, n, eta)
+    _check_chunk(chunk, exact)
     masked = [(pipe, "prepare_mask_latents", session.prepare_mask_latents)]
     shortened = [(pipe, "get_timesteps", session.get_timesteps)]
     with ExitStack() as stack:
@@ -68,6 +72,13 @@ def check(pipe: Any, control: Chain, n: int, eta: float | None) -> None:
         check_noise(pipe.scheduler, eta)
     if hasattr(pipe.prepare_latents, "steered"):
         raise ValueError("the pipeline is attached already; put all controllers into one list for one `attach`.")
+
+
+def _check_chunk(chunk: int | None, exact: bool) -> None:
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk = {chunk!r}: expected a whole number of particles, chunk >= 1, or None for all.")
+    if chunk is not None and exact:
+        raise ValueError(f"chunk = {chunk} and exact: an exact run makes calls of the plain call's shape; give one.")
 
 
 @contextmanager

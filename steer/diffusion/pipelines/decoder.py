@@ -15,12 +15,13 @@ class Decoder:
     """Stands in for `vae.decode`: the same answers, but what the final look has decoded is not decoded again.
 
     ledger    counts the pictures
-    batch     decode in batches of so many rows, the plain call's number; None: all at once
+    batch     decode in batches of exactly so many rows, the plain call's number
+    chunk     else in batches of at most so many; None: all at once
     remember  keep what is decoded from now on
     """
 
-    def __init__(self, original: Callable[..., Any]):
-        self.original = original
+    def __init__(self, original: Callable[..., Any], chunk: int | None):
+        self.original, self.chunk = original, chunk
         self.begin(Ledger(), None)
 
     def begin(self, ledger: Ledger, batch: int | None) -> None:
@@ -47,7 +48,8 @@ class Decoder:
     def _decode(self, z: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if self.batch is None:
             self.ledger.decodes += len(z)
-            return self.original(z, return_dict=False, **kwargs)[0]
+            parts = z.split(self.chunk or len(z))
+            return torch.cat([self.original(part, return_dict=False, **kwargs)[0] for part in parts])
         # row p of a batch is a picture of prompt p, as in the plain call
         padded = torch.cat([z, z[-1:].expand(-len(z) % self.batch, *z.shape[1:])]).unflatten(0, (self.batch, -1))
         self.ledger.decodes += padded.shape[0] * padded.shape[1]

@@ -136,15 +136,15 @@ class Plan:
     source: Tensor
 
 
-def plan(label: Tensor, n: int, exact: bool) -> Plan:
-    """Slots of one label are evaluated once: in one batch, or if `exact` in batches of one slot a prompt.
+def plan(label: Tensor, n: int, exact: bool, chunk: int | None = None) -> Plan:
+    """Slots of one label are evaluated once: in batches of `chunk`, or if `exact` of one slot a prompt; None: in one.
 
     In exact batches row p belongs to prompt p, as in the plain call; a prompt with fewer distinct slots than another
     repeats its first, and the repetition is paid for.
     """
     keep, back = first_of(label)
     if not exact:
-        return Plan([keep], back, keep[back])
+        return Plan(list(keep.split(chunk or len(keep))), back, keep[back])
     mine = [keep[keep // n == prompt] for prompt in range(len(label) // n)]
     width = max(len(slots) for slots in mine)
     table = torch.stack([torch.cat([slots, slots[:1].expand(width - len(slots))]) for slots in mine])

@@ -43,10 +43,10 @@ class Session:
     state: State | None = None
     entered: State | None = None
 
-    def __init__(self, pipe: Any, control: Chain, n: int, eta: float | None, exact: bool):
+    def __init__(self, pipe: Any, control: Chain, n: int, eta: float | None, exact: bool, chunk: int | None):
         self.pipe, self.control, self.n, self.eta, self.exact = pipe, control, n, eta, exact
         self.family, self.scheduler = family_of(pipe), pipe.scheduler
-        self.network, self.decoder = NetworkStation(pipe, exact), Decoder(pipe.vae.decode)
+        self.network, self.decoder = NetworkStation(pipe, exact, chunk), Decoder(pipe.vae.decode, chunk)
         self.prompts: list[str] = [""]
         self.given: Given = {}
         self.fill, self.begin = Fill(n), None

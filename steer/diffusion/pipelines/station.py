@@ -20,8 +20,8 @@ from steer.diffusion.state import Level, Run, State
 class NetworkStation:
     """The network of a pipeline: equal rows evaluated once, exact batches, controllers' wraps, every row counted."""
 
-    def __init__(self, pipe: Any, exact: bool):
-        self.pipe, self.scheduler, self.exact = pipe, pipe.scheduler, exact
+    def __init__(self, pipe: Any, exact: bool, chunk: int | None):
+        self.pipe, self.scheduler, self.exact, self.chunk = pipe, pipe.scheduler, exact, chunk
         self.family = family_of(pipe)
         self.module = getattr(pipe, self.family.network)
         self.original = self.module.forward
@@ -70,9 +70,9 @@ class NetworkStation:
     def _plan(self, call: Call, label: Tensor) -> Plan:
         if self.coupled:
             return plan(torch.arange(call.slots), self.run.n, exact=False)
-        how = plan(label, self.run.n, self.exact)
+        how = plan(label, self.run.n, self.exact, self.chunk)
         if len(how.batches[0]) < call.slots and not call.agrees(how.source):
-            return plan(torch.arange(call.slots), self.run.n, self.exact)  # somebody edited a particle: share nothing
+            return plan(torch.arange(call.slots), self.run.n, self.exact, self.chunk)  # somebody edited a particle: share nothing
         return how
 
     def _counted(self, **kwargs: Any) -> Any:

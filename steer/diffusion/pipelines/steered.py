@@ -22,7 +22,7 @@ from steer.diffusion.pipelines.session import Session
 
 @dataclass(frozen=True)
 class Steered:
-    """A diffusers pipeline under controllers; `eta` and `exact` as in `attach`.
+    """A diffusers pipeline under controllers; `eta`, `exact` and `chunk` as in `attach`.
 
     >>> out = Steered(pipe, code(reward, block=5), eta=1.0)("a red apple", n=8, generator=generator)
     """
@@ -31,6 +31,7 @@ class Steered:
     controllers: Controller | Sequence[Controller] = ()
     eta: float | None = None
     exact: bool = False
+    chunk: int | None = None
 
     def __call__(
         self,
@@ -65,7 +66,7 @@ class Steered:
             )
         if n > 1 and control.needs_noise and kind_of(self.pipe.scheduler).eta == "own":
             check_noise(self.pipe.scheduler, kwargs.get("eta", self.eta))
-        with attach(self.pipe, control, n, self.eta, self.exact) as session:
+        with attach(self.pipe, control, n, self.eta, self.exact, self.chunk) as session:
             result = self.pipe(
                 prompt,
                 num_images_per_prompt=num_images_per_prompt * n,
