@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import tyro
 from torch import Tensor
 
 import steer
+from benchmarks.timing import alternating, ratio
 from steer.cli import record, show
 from steer.rewards import Reward
 
@@ -41,15 +40,8 @@ class Overhead:
     n: int = 8
     steps: int = 10
     block: int = 5
-    rounds: int = 15
+    rounds: int = 31
     results: Path = Path("benchmarks/results")
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def main(bench: Overhead) -> None:
@@ -67,15 +59,13 @@ def main(bench: Overhead) -> None:
         with steer.attach(pipe, search, n=bench.n):
             return plain()
 
-    ratios, times = [], []
-    for k in range(bench.rounds + 1):
-        one, other = seconds(plain), seconds(attached)
-        if k:  # the first round warms up
-            ratios.append(other / one)
-            times.append(one)
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    content = {"plain seconds": statistics.median(times), "ratio": middle, "quartiles": [low, high]}
-    show.console.print(f"attached / plain = {middle:.3f}, quartiles {low:.3f} to {high:.3f}, of {bench.rounds} rounds")
+    times = alternating({"plain": plain, "attached": attached}, bench.rounds)
+    found = ratio(times["attached"], times["plain"])
+    content = {"plain seconds": statistics.median(times["plain"]), **found}
+    low, high = found["quartiles"]
+    show.console.print(
+        f"attached / plain = {found['ratio']:.3f}, quartiles {low:.3f} to {high:.3f}, of {bench.rounds} rounds"
+    )
     row = {"config": record.config(bench), **record.origin(), **content}
     (bench.results / "overhead.json").write_text(json.dumps(row, indent=1) + "\n")
 

@@ -41,3 +41,24 @@ def test_overhead_is_a_ratio_of_alternating_runs(tmp_path):
     found = json.loads((tmp_path / "overhead.json").read_text())
     assert f"{found['ratio']:.3f}" in said
     assert found["ratio"] > 0.3
+
+
+def test_order_makes_the_same_choices_for_fewer_rows(tmp_path):
+    bench("order", "--n", "2", "--steps", "4", "--blocks", "1", "--rounds", "2", "--results", str(tmp_path))
+    table = json.loads((tmp_path / "order.json").read_text())["table"]
+    assert [line["reward"] for line in table] == ["darkness of x0", "compressibility"]
+    for line in table:
+        assert line["same choices"]
+        assert line["rows"] == [2 * (2 * 3 + 1), 2 * 2 * (4 + 3)]
+        assert line["ratio"] > 0.3
+
+
+def test_chunks_make_the_same_choices(tmp_path):
+    bench(
+        *("chunks", "--n", "4", "--chunks", "1", "4", "--steps", "3", "--block", "1", "--rounds", "1"),
+        *("--results", str(tmp_path)),
+    )
+    table = json.loads((tmp_path / "chunks.json").read_text())["table"]
+    assert [line["chunk"] for line in table] == [1, 4]
+    assert all(line["same choices"] and line["pixels differ by"] < 1e-4 for line in table)
+    assert all(line["rows a second"] > 0 for line in table)

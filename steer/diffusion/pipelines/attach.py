@@ -37,8 +37,8 @@ def attach(
     included, the pipeline is as it was before.
 
     Raises ValueError for an unsupported pipeline or scheduler, n < 1, an eta that the scheduler cannot take, chunk < 1
-    or together with `exact`, a pipeline that is attached already, and a search between steps over a solver that draws no noise (at the first step where it
-    is the pipeline's own `eta` that decides).
+    or together with `exact`, a pipeline that is attached already, and a search between steps over a solver that draws
+    no noise (at the first step where it is the pipeline's own `eta` that decides).
     """
     control = as_chain(controllers)
     session = Session(pipe, control, n, eta, exact, chunk)

@@ -72,7 +72,9 @@ class NetworkStation:
             return plan(torch.arange(call.slots), self.run.n, exact=False)
         how = plan(label, self.run.n, self.exact, self.chunk)
         if len(how.batches[0]) < call.slots and not call.agrees(how.source):
-            return plan(torch.arange(call.slots), self.run.n, self.exact, self.chunk)  # somebody edited a particle: share nothing
+            return plan(
+                torch.arange(call.slots), self.run.n, self.exact, self.chunk
+            )  # somebody edited a particle: share nothing
         return how
 
     def _counted(self, **kwargs: Any) -> Any:
