@@ -122,13 +122,13 @@ def sdxl_inpaint_9(scheduler: Any) -> diffusers.StableDiffusionXLInpaintPipeline
     return sdxl_inpaint(scheduler, in_channels=9)
 
 
-def sd3(scheduler: Any, **config: Any) -> diffusers.StableDiffusion3Pipeline:
+def sd3(scheduler: Any, num_layers: int = 1, **config: Any) -> diffusers.StableDiffusion3Pipeline:
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
+        num_layers=num_layers,
         attention_head_dim=8,
         num_attention_heads=2,
         caption_projection_dim=16,

@@ -179,6 +179,10 @@ def test_concepts_of_another_network():
         (lambda: guidance.sega(3.0, [concept(0)], [1.0, 2.0]), "1 concepts and 2 scales"),
         (lambda: guidance.seg(PIPE.unet, 3.0, sigma=0.0), "sigma > 0"),
         (lambda: guidance.pag(PIPE.unet, 3.0, layers="middle"), r"'middle'.*mid_block\.attentions\.0"),
+        (
+            lambda: guidance.slg(PIPE.unet, 3.0, r"\.7$"),
+            r"no name of a transformer block.*mid_block\.attentions\.0\.tr",
+        ),
         (lambda: guidance.from_diffusers("apg"), "no diffusers guider; expected one of ClassifierFreeGuidance"),
         (lambda: guidance.from_diffusers(theirs.ClassifierFreeGuidance(3.0, start=0.2)), "guidance.interval"),
         *(

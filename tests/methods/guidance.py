@@ -342,6 +342,7 @@ METHODS: dict[str, Method] = {
     "autoguidance": Method(guidance.autoguidance, autoguidance_law, autoguidance_oracle),
     "pag": Method(guidance.pag, guidance_layers.pag_law, guidance_layers.pag_oracle),
     "seg": Method(guidance.seg, guidance_layers.seg_law, guidance_layers.seg_oracle),
+    "slg": Method(guidance.slg, guidance_layers.slg_law, guidance_layers.slg_oracle),
     "sld": Method(guidance.sld, sld_law, sld_oracle),
     "sega": Method(guidance.sega, sega_law, sega_oracle),
     "late_negative": Method(guidance.late_negative, late_law, late_oracle),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import tiny
+import tiny_families
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPAGPipeline
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionPAGPipeline
 from methods.guidance_toys import same
 from torch import nn
 
 from steer import Steered
+from steer.diffusion.controllers.guidance.attention import PerturbedAttention
 from steer.diffusion.controllers.guidance.core import Guide
-from steer.diffusion.controllers.guidance.weak import PerturbedAttention
 
 ASK = {"num_inference_steps": 3, "output_type": "latent"}
 
@@ -98,3 +99,21 @@ def seg_oracle(make) -> None:
     ours = make(pipe.unet, 3.0, 2.0, sigma=math.inf)
     reference = Guide(ours.rule, weak=MeanQuery(by_hand.unet))
     assert same(steered(pipe, ours).images, steered(by_hand, reference).images, 1e-5)
+
+
+def slg_law(make) -> None:
+    without_a_scale(lambda network, weight, scale: make(network, weight, "transformer_blocks", scale, 0.0, 1.0))
+    pipe = pipeline()
+    part = steered(pipe, make(pipe.unet, 3.0, "transformer_blocks", start=0.3, stop=0.6))
+    assert part.ledger.rows == 2 * 3 + 1  # one of three steps lies in it
+
+
+def slg_oracle(make) -> None:
+    """The stock Stable Diffusion 3 pipeline, which has it built in."""
+    pipe = tiny_families.sd3(FlowMatchEulerDiscreteScheduler(), num_layers=2)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"max_sequence_length": 8, "skip_layer_guidance_start": 0.01, "skip_layer_guidance_stop": 0.9}
+    theirs = stock(pipe, skip_guidance_layers=[1], **options)
+    ours = make(pipe.transformer, 3.0, r"^transformer_blocks\.1$", stop=0.9)
+    assert same(steered(pipe, ours, max_sequence_length=8).images, theirs, 1e-5)
+    assert not same(stock(pipe, max_sequence_length=8), theirs, 1e-2)

@@ -16,12 +16,14 @@ from typing import Any
 from torch import nn
 
 from steer.diffusion.control import Denoiser
+from steer.diffusion.controllers.guidance.attention import PerturbedAttention
 from steer.diffusion.controllers.guidance.branches import Cond
 from steer.diffusion.controllers.guidance.concepts import Away, Edit
 from steer.diffusion.controllers.guidance.core import Guide, Interval, Rule
 from steer.diffusion.controllers.guidance.diffusers import Guider
+from steer.diffusion.controllers.guidance.layers import SkippedLayers
 from steer.diffusion.controllers.guidance.rules import Against, Cfg, CfgPlusPlus, Frequencies, LateNegative, LateReverse
-from steer.diffusion.controllers.guidance.weak import Instead, PerturbedAttention
+from steer.diffusion.controllers.guidance.weak import Instead
 from steer.diffusion.state import Level
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "seg",
     "sega",
     "sld",
+    "slg",
     "tangential",
 ]
 
@@ -165,6 +168,21 @@ def seg(network: nn.Module, weight: float, scale: float = 3.0, sigma: float = ma
     if sigma <= 0:
         raise ValueError(f"seg(sigma={sigma}): expected a blur of sigma > 0 pixels; math.inf is their mean.")
     return Guide(Against(weight, scale), weak=PerturbedAttention(network, layers, sigma))
+
+
+def slg(
+    network: nn.Module, weight: float, layers: str, scale: float = 2.8, start: float = 0.01, stop: float = 0.2
+) -> Guide:
+    """Skip-layer guidance, as Stable Diffusion 3.5 has it: u + w (c - u) + s (c - p), p without some of the blocks.
+
+    network      the pipeline's own: pipe.transformer or pipe.unet
+    layers       a regular expression for the names of the blocks to leave out: r"^transformer_blocks\\.[789]$" is what
+                 the makers of SD 3.5 medium advise
+    start, stop  the part of the run, in [0, 1], in which p is asked for, at one row more a particle
+
+    Raises ValueError if no name matches.
+    """
+    return Guide(Against(weight, scale, start, stop), weak=SkippedLayers(network, layers))
 
 
 def sld(

@@ -42,7 +42,7 @@ class Guider(Rule):
         if hooks or self.guider._input_predictions != ["pred_cond", "pred_uncond"]:
             raise ValueError(
                 f"{name} perturbs the network or takes further predictions; expected one of {', '.join(SUPPORTED)}. "
-                "steer.guidance has pag, seg and autoguidance for the others."
+                "steer.guidance has pag, seg, slg and autoguidance for the others."
             )
         if _all(self.guider.config.start) != {0.0} or _all(self.guider.config.stop) != {1.0}:
             raise ValueError(

@@ -77,13 +77,16 @@ class CfgPlusPlus(Linear):
 
 @dataclass(frozen=True)
 class Against(Linear):
-    """u + w (c - u) + s (c - weak): away from what a worse network makes of the same prompt."""
+    """u + w (c - u) + s (c - weak): away from what a worse network makes of it; s acts in a part of the run only."""
 
     weight: float
     scale: float
+    start: float = 0.0
+    stop: float = 1.0
 
     def weights(self, level: Level) -> dict[int, float]:
-        return {FREE: 1 - self.weight, ASKED: self.weight + self.scale, WEAK: -self.scale}
+        scale = self.scale if self.start <= level.progress < self.stop else 0.0
+        return {FREE: 1 - self.weight, ASKED: self.weight + scale, WEAK: -scale}
 
 
 @dataclass(frozen=True)
