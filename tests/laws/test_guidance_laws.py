@@ -156,6 +156,8 @@ def test_its_repr_is_its_configuration():
 def test_a_missing_branch():
     with pytest.raises(ValueError, match="guidance_scale > 1"):
         steered(PIPE, guidance.cfg(3.0), guidance_scale=1.0)
+    with pytest.raises(ValueError, match=r"nag needs .* two branches.*guidance_scale > 1"):
+        steered(PIPE, guidance.nag(PIPE.unet), guidance_scale=1.0)
     with pytest.raises(ValueError, match="Two Guides in one chain"):
         steered(PIPE, [guidance.cfg(3.0), guidance.cfg(2.0)])
     for cond in (None, {}, torch.zeros(64)):
@@ -183,6 +185,8 @@ def test_concepts_of_another_network():
             lambda: guidance.slg(PIPE.unet, 3.0, r"\.7$"),
             r"no name of a transformer block.*mid_block\.attentions\.0\.tr",
         ),
+        (lambda: guidance.nag(PIPE.unet, 0.5), "scale >= 1"),
+        (lambda: guidance.nag(PIPE.vae), "no name of a cross-attention module"),
         (lambda: guidance.from_diffusers("apg"), "no diffusers guider; expected one of ClassifierFreeGuidance"),
         (lambda: guidance.from_diffusers(theirs.ClassifierFreeGuidance(3.0, start=0.2)), "guidance.interval"),
         *(

@@ -340,6 +340,7 @@ METHODS: dict[str, Method] = {
     "rescaled": Method(guidance.rescaled, rescaled_law, rescaled_oracle),
     "frequency_decoupled": Method(guidance.frequency_decoupled, frequency_law, frequency_oracle),
     "autoguidance": Method(guidance.autoguidance, autoguidance_law, autoguidance_oracle),
+    "nag": Method(guidance.nag, guidance_layers.nag_law, guidance_layers.nag_oracle),
     "pag": Method(guidance.pag, guidance_layers.pag_law, guidance_layers.pag_oracle),
     "seg": Method(guidance.seg, guidance_layers.seg_law, guidance_layers.seg_oracle),
     "slg": Method(guidance.slg, guidance_layers.slg_law, guidance_layers.slg_oracle),

@@ -8,6 +8,7 @@ import tiny
 import tiny_families
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionPAGPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
 from methods.guidance_toys import same
 from torch import nn
 
@@ -117,3 +118,43 @@ def slg_oracle(make) -> None:
     ours = make(pipe.transformer, 3.0, r"^transformer_blocks\.1$", stop=0.9)
     assert same(steered(pipe, ours, max_sequence_length=8).images, theirs, 1e-5)
     assert not same(stock(pipe, max_sequence_length=8), theirs, 1e-2)
+
+
+def nag_law(make) -> None:
+    """Scale 1 is the conditional branch alone, in one row; the negative prompt counts; the network stays as it was."""
+    pipe = pipeline()
+    before = attributes(pipe.unet)
+    plain = steered(pipe, make(pipe.unet, 1.0))
+    assert plain.ledger.rows == 3
+    assert same(plain.images, stock(pipe, 1.0), 1e-5)
+    pushed, other = (steered(pipe, make(pipe.unet, alpha=1.0), negative_prompt=text) for text in ("", "dog"))
+    assert pushed.ledger.rows == 3
+    assert not same(pushed.images, plain.images, 1e-3)
+    assert not same(pushed.images, other.images, 1e-3)
+    assert attributes(pipe.unet) == before
+
+
+def nag_oracle(make) -> None:
+    """The paper's three equations in an attention processor of its own, which is given both prompts by hand."""
+    pipe, by_hand = pipeline(), pipeline()
+    scale, tau, alpha, negative = 5.0, 1.5, 0.5, None
+
+    class Processor(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+            q = attn.head_to_batch_dim(attn.to_q(hidden_states))
+            read = []
+            for context in (encoder_hidden_states, negative.expand_as(encoder_hidden_states)):
+                k, v = (attn.head_to_batch_dim(layer(context)) for layer in (attn.to_k, attn.to_v))
+                read.append(attn.batch_to_head_dim(torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1) @ v))
+            z = read[0] * scale - read[1] * (scale - 1)
+            share = z.norm(p=1, dim=-1, keepdim=True) / read[0].norm(p=1, dim=-1, keepdim=True)
+            z = torch.minimum(share, torch.full_like(share, tau)) / share * z
+            return attn.to_out[0](alpha * z + (1 - alpha) * read[0])
+
+    negative = by_hand.encode_prompt("dog", "cpu", 1, False)[0]
+    for name, module in by_hand.unet.named_modules():
+        if name.endswith("attn2"):
+            module.set_processor(Processor())
+    ours = steered(pipe, make(pipe.unet, scale, tau, alpha), negative_prompt="dog").images
+    assert same(ours, stock(by_hand, 1.0), 1e-5)
+    assert not same(ours, stock(pipe, 1.0), 1e-3)

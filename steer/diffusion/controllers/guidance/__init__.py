@@ -1,4 +1,4 @@
-"""Guidance by name: every function returns a `Guide`, which takes the place of the pipeline's own guidance.
+"""Guidance by name: every function returns a controller, which takes the place of the pipeline's own guidance.
 
 >>> steer.Steered(pipe, steer.guidance.apg(7.5))("a red apple", n=1, guidance_scale=2)   # any scale above 1
 
@@ -22,6 +22,7 @@ from steer.diffusion.controllers.guidance.concepts import Away, Edit
 from steer.diffusion.controllers.guidance.core import Guide, Interval, Rule
 from steer.diffusion.controllers.guidance.diffusers import Guider
 from steer.diffusion.controllers.guidance.layers import SkippedLayers
+from steer.diffusion.controllers.guidance.normalized import NormalizedAttention
 from steer.diffusion.controllers.guidance.rules import Against, Cfg, CfgPlusPlus, Frequencies, LateNegative, LateReverse
 from steer.diffusion.controllers.guidance.weak import Instead
 from steer.diffusion.state import Level
@@ -39,6 +40,7 @@ __all__ = [
     "from_diffusers",
     "interval",
     "late_negative",
+    "nag",
     "pag",
     "rescaled",
     "seg",
@@ -150,6 +152,19 @@ def autoguidance(weak: Denoiser, weight: float = 2.0) -> Guide:
           rows are counted. Needs no unconditional branch
     """
     return Guide(Against(1.0, weight - 1), weak=Instead(weak))
+
+
+def nag(network: nn.Module, scale: float = 5.0, tau: float = 2.5, alpha: float = 0.25) -> NormalizedAttention:
+    """Normalized attention guidance (arXiv 2505.21179): c, its cross-attention pushed away from the negative prompt.
+
+    z' = z + (scale - 1) (z - z_n), shortened to tau |z|_1, is mixed in by `alpha`; z and z_n are read from the prompt
+    and the negative prompt. scale = 1 or alpha = 0 is c alone. Made for few-step models, which have no room for `cfg`.
+
+    network  the pipeline's own, one whose cross-attention takes the prompt's embedding as it is: a UNet
+
+    A single row a particle, in which cross-attention is done twice. Raises ValueError for other networks.
+    """
+    return NormalizedAttention(network, scale, tau, alpha)
 
 
 def pag(network: nn.Module, weight: float, scale: float = 3.0, layers: str = "mid") -> Guide:
