@@ -86,6 +86,8 @@ def cells_of(
                 for name, spec in itertools.product(rewards or tuple(world.rewards), chosen):
                     if parsed[spec].entry.gradient and not world.reward(name).differentiable:
                         left_out[f"{spec} takes gradients, and {name} has none"] = None
+                    elif parsed[spec].entry.guided and branches(world, scale) == 1:
+                        left_out[f"{spec} saves on guidance, and {model} has none at {scale}"] = None
                     elif parsed[spec].size(budget, steps, branches(world, scale)).n < 1:
                         left_out[f"{budget} rows do not pay for one trajectory of {spec}"] = None
                     else:

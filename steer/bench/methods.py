@@ -17,6 +17,7 @@ from steer.diffusion.controllers import (
     fk,
     funnel,
     gradients,
+    guidance,
     halving,
     noise_search,
     paths,
@@ -52,9 +53,14 @@ def with_gradient(size: Size) -> int:
     return 3 * size.n * size.steps
 
 
-def narrowing(widths: Sequence[int], block: int, steps: int) -> int:
-    """Rows of widths that change with the looks, which come after the evaluation of their step."""
-    return sum(widths[min(max(i - 1, 0) // block, len(widths) - 1)] for i in range(steps))
+def narrowing(widths: Sequence[int], block: int, steps: int) -> list[int]:
+    """Rows step by step of widths that change with the looks, which come after the evaluation of their step."""
+    return [widths[min(max(i - 1, 0) // block, len(widths) - 1)] for i in range(steps)]
+
+
+def limited(rows: Sequence[int], guided: float) -> float:
+    """Rows for a branch of guidance, of which there are two in the first part of the run and one in the rest."""
+    return sum(count if i / len(rows) < guided else count / 2 for i, count in enumerate(rows))
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,15 @@ class Entry:
               ledger says what was spent
     eta       1 ancestral, 0 deterministic
     gradient  True: the reward must be differentiable
+    guided    True: it saves on classifier-free guidance, which the model must have
     """
 
     make: Callable[..., Sequence[Controller]] | None = None
     settings: tuple[str, ...] = ("",)
-    rows: Callable[..., int] = distinct
+    rows: Callable[..., float] = distinct
     eta: float = 1.0
     gradient: bool = False
+    guided: bool = False
     drive: Callable[..., Found] | None = None
 
 
@@ -132,17 +140,32 @@ METHODS: dict[str, Entry] = {
         drive=_published,
     ),
     "code": Entry(lambda reward, size, block=5: [code(reward, block)], BLOCKS[1:], common_start),
+    "code-interval": Entry(
+        lambda reward, size, block=1, guided=0.5: [guidance.interval(progress=(0, guided)), code(reward, block)],
+        ("block=1", "block=2", "block=5"),
+        lambda size, guided=0.5: limited([1, *[size.n] * (size.steps - 1)], guided),
+        guided=True,
+    ),
     "svdd": Entry(lambda reward, size: [svdd(reward)], rows=common_start),
     "fk": Entry(lambda reward, size, beta, every=5: [fk(reward, beta, every)], BETAS),
     "smc": Entry(lambda reward, size, beta, every=5: [smc(reward, beta, every)], BETAS),
     "beam": Entry(lambda reward, size, block=5: [beam(reward, _kept(size), block)], BLOCKS[:3]),
     "funnel": Entry(
         lambda reward, size, block=2: [funnel(reward, _funnel(size, block), block, keep=1)],
-        rows=lambda size, block=2: narrowing(_funnel(size, block), block, size.steps),
+        rows=lambda size, block=2: sum(narrowing(_funnel(size, block), block, size.steps)),
+    ),
+    "funnel-interval": Entry(
+        lambda reward, size, block=1, guided=0.5: [
+            guidance.interval(progress=(0, guided)),
+            funnel(reward, _funnel(size, block), block, keep=1),
+        ],
+        ("block=1", "block=2"),
+        lambda size, block=1, guided=0.5: limited(narrowing(_funnel(size, block), block, size.steps), guided),
+        guided=True,
     ),
     "halving-ode": Entry(
         lambda reward, size, block=5: [halving(reward, block)],
-        rows=lambda size, block=5: narrowing(_halves(size.n, size.looks(block)), block, size.steps),
+        rows=lambda size, block=5: sum(narrowing(_halves(size.n, size.looks(block)), block, size.steps)),
         eta=0.0,
     ),
     "rollover": Entry(settings=BLOCKS[:3], drive=_rollover),

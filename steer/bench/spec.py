@@ -19,7 +19,7 @@ class Method(NamedTuple):
     entry: Entry
     options: dict[str, Any]
 
-    def rows(self, size: Size) -> int:
+    def rows(self, size: Size) -> float:
         """Denoiser rows for a picture in each branch of guidance."""
         asked = inspect.signature(self.entry.rows).parameters
         return self.entry.rows(size, **{name: value for name, value in self.options.items() if name in asked})

@@ -42,7 +42,7 @@ def done(tmp_path_factory):
     return out, search(out)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if not entry.guided])
 def test_every_method_spends_what_its_row_says(name):
     """The ledger's rows are the foretold ones, backward rows twice: the most that fit the budget."""
     spec, steps, budget = specs(name)[-1], 11, 60
@@ -54,6 +54,18 @@ def test_every_method_spends_what_its_row_says(name):
         assert 0.5 * budget < row["cost"] <= found.rows(size)
     else:  # a toy starts from pure noise, where there is no gradient
         assert row["cost"] == found.rows(size) - (2 * size.n if name == "universal-guidance" else 0)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if entry.guided])
+def test_what_is_saved_on_guidance_buys_particles(name):
+    spec, budget = specs(name)[0], 30
+    row, found = run(Cell("emoji-sd", spec, "sharpness", budget, steps=4, prompts=2)), method(spec)
+    size = found.size(budget, 4, 2)
+    assert row["n"] == size.n > method("code:block=1").size(budget, 4, 2).n
+    assert row["cost"] == 2 * found.rows(size)
+    cells, left_out = cells_of(["toy-normal"], [name])
+    assert {cell.method for cell in cells} == {BASELINE}
+    assert f"{spec} saves on guidance, and toy-normal has none at 1.0" in left_out
 
 
 def test_the_baseline_is_always_there_and_rows_replay(done):

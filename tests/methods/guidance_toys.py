@@ -103,3 +103,11 @@ def near(state: State, k: int) -> float:
     """The share of samples that class k explains better than the other."""
     likely = torch.stack([part(two_classes(), j).log_prob(state.x) for j in range(2)])
     return float((likely.argmax(0) == k).double().mean())
+
+
+def runs_as(guide, other, rows: int | None = None, tolerance: float = 1e-9, **options) -> None:
+    """Both end in the same samples; `rows`: rows a particle and step of the first."""
+    ours, reference = guided(guide, **options), guided(other, **options)
+    assert same(ours.x, reference.x, tolerance)
+    if rows is not None:
+        assert ours.run.ledger.rows == rows * len(ours.x) * ours.steps

@@ -19,7 +19,7 @@ from steer.diffusion.control import Denoiser
 from steer.diffusion.controllers.guidance.attention import PerturbedAttention
 from steer.diffusion.controllers.guidance.branches import Cond
 from steer.diffusion.controllers.guidance.concepts import Away, Edit
-from steer.diffusion.controllers.guidance.core import Guide, Interval, Rule
+from steer.diffusion.controllers.guidance.core import Guide, Interval, Limited, Rule
 from steer.diffusion.controllers.guidance.diffusers import Guider
 from steer.diffusion.controllers.guidance.layers import SkippedLayers
 from steer.diffusion.controllers.guidance.normalized import NormalizedAttention
@@ -57,15 +57,19 @@ def cfg(weight: float) -> Guide:
 
 
 def interval(
-    guide: Guide, progress: tuple[float, float] = (0.0, 1.0), noise: tuple[float, float] = (0.0, math.inf)
-) -> Guide:
+    guide: Guide | None = None,
+    progress: tuple[float, float] = (0.0, 1.0),
+    noise: tuple[float, float] = (0.0, math.inf),
+) -> Guide | Limited:
     """The guide in a limited interval (arXiv 2404.07724); outside of it c alone is evaluated, at one row a particle.
 
+    guide     None: the guidance that the pipeline has anyway, with the weight that it is called with
     progress  start <= fraction of the run < stop
     noise     low < sigma / alpha <= high, the paper's unit
     Raises ValueError for an empty interval.
     """
-    return replace(guide, when=Interval(progress, noise))
+    when = Interval(progress, noise)
+    return Limited(when) if guide is None else replace(guide, when=when)
 
 
 def cfg_pp(strength: float, schedule: Sequence[Level], eta: float = 0.0) -> Guide:

@@ -57,6 +57,19 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Limited(Controller):
+    """The run's own guidance inside an interval; outside of it the conditional branch, a single row a particle."""
+
+    when: Interval
+
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
+        def limited(x: Tensor, level: Level, cond: Cond) -> Tensor:
+            return denoiser(x, level, cond) if self.when(level) else evaluate(denoiser, x, level, cond, (ASKED,))[0]
+
+        return limited
+
+
+@dataclass(frozen=True)
 class Guide(Controller):
     """Guidance in place of the pipeline's own: evaluates the branches that its rule needs, and combines them.
 
