@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from steer.measure import Interval, interval
 
@@ -54,6 +55,7 @@ class Point:
     reward_calls: float
     seconds: float
     peak_mb: float | None
+    judged: Tensor = field(repr=False, compare=False)  # (prompts, seeds)
 
     @property
     def method(self) -> str:
@@ -100,6 +102,7 @@ def _point(rows: Sequence[Row]) -> Point:
         divergence=over_seeds("divergence"),
         kid=over_seeds("kid") if "kid" in rows[0] else None,
         **{name: mean(name) for name in ("cost", "rows", "decodes", "reward_calls", "seconds")},
+        judged=torch.tensor([row["judge"] for row in rows]).T,
         peak_mb=max((row["peak_mb"] for row in rows if row["peak_mb"] is not None), default=None),
     )
 
@@ -118,44 +121,3 @@ def reaches(points: Sequence[Point], goal: float) -> float | None:
 def goal_of(curves: Curves, reference: str) -> float:
     """The best target that a method reaches at any budget."""
     return max(point.target.mean for point in curves[reference])
-
-
-BRIEF = ("method", "target", "judge", "divergence", "rows")
-
-
-def lines_of(curves: Curves, reference: str, brief: bool = False) -> list[dict[str, str]]:
-    """Column -> text for every method at its largest budget, best first; the last says what reaches the reference."""
-    goal, lines = goal_of(curves, reference), []
-    for points in sorted(curves.values(), key=lambda points: -points[-1].target.mean):
-        p, least = points[-1], reaches(points, goal)
-        line = {
-            "method": p.spec,
-            "target": f"{p.target.mean:.3f} ± {(p.target.high - p.target.low) / 2:.3f}" if brief else str(p.target),
-            "judge": f"{p.judge.mean:.3f}" if brief else str(p.judge),
-            "diversity": str(p.diversity),
-            "divergence": f"{p.divergence.mean:.2f}" if brief else str(p.divergence),
-            "kid": "" if p.kid is None else str(p.kid),
-            "rows": f"{p.cost:.0f}",
-            "decodes": f"{p.decodes:.0f}",
-            "s": f"{p.seconds:.2f}",
-            "rows/s": f"{p.rows / p.seconds:.0f}",
-            "MB": "" if p.peak_mb is None else f"{p.peak_mb:.0f}",
-        }
-        line = {name: text for name, text in line.items() if not brief or name in BRIEF}
-        lines.append({**line, f"as good as {reference}": "never" if least is None else f"{least:.0f} rows"})
-    return lines
-
-
-def markdown(panels: dict[Panel, Curves], references: dict[Panel, str]) -> str:
-    """All tables."""
-    parts = []
-    for panel, curves in panels.items():
-        lines = lines_of(curves, references[panel])
-        seeds = min(point.seeds for points in curves.values() for point in points)
-        parts.append(
-            f"**{panel}**: {panel.prompts} prompts x {panel.images} pictures x {seeds} seeds, every method at its "
-            "largest budget and best setting\n"
-        )
-        cells = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n")
-    return "\n".join(parts)

@@ -134,7 +134,7 @@ class Report:
 
     def run(self) -> None:
         from steer.bench.plots import figures
-        from steer.bench.report import markdown
+        from steer.bench.tables import markdown
         from steer.cli import record, show
         from steer.draw import save_png
 
@@ -196,12 +196,16 @@ def _page(path: Path) -> tuple[str, str]:
 def _print(rows: Iterable[dict[str, Any]]) -> tuple[dict[Panel, Curves], dict[Panel, str]]:
     """Print a table for every panel; returns the panels, and the method that each measures the others by."""
     from steer.bench import BASELINE, PUBLISHED
-    from steer.bench.report import curves_of, lines_of
+    from steer.bench.report import curves_of
+    from steer.bench.tables import ahead_of, lines_of
     from steer.cli import show
 
     panels = curves_of(list(rows))
     references = {panel: PUBLISHED if PUBLISHED in curves else BASELINE for panel, curves in panels.items()}
     for panel, curves in panels.items():
-        lines = lines_of(curves, references[panel], brief=True)
-        show.table(f"\n{panel}: largest budget, best setting", list(lines[0]), [list(line.values()) for line in lines])
+        for title, lines in (
+            (f"{panel}: largest budget, best setting", lines_of(curves, references[panel], brief=True)),
+            (f"what reaches {references[panel]} at its best", ahead_of(curves, references[panel])),
+        ):
+            show.table(f"\n{title}", list(lines[0]), [list(line.values()) for line in lines])
     return panels, references

@@ -1,4 +1,4 @@
-"""Cheap looks: a decoder that costs a fraction of the autoencoder's serves every look before the end of a run."""
+"""Cheap looks: a decoder, or a reward, that costs a fraction serves every look before the end of a run."""
 
 from __future__ import annotations
 
@@ -100,35 +100,38 @@ class OnLatents(Wrapper):
 
 @dataclass(frozen=True)
 class Looking(Wrapper):
-    """A reward whose `preview`, with a cheap decoder, serves a search before its last look; see `looking`."""
+    """A reward whose `preview` serves a search before its last look; see `looking`."""
 
     reward: Reward
-    decoder: Decoder
-
-    @property
-    def preview(self) -> OnLatents:
-        return OnLatents(self.reward, self.decoder)
+    preview: Reward
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.reward(images, prompts)
 
 
-def looking(reward: Any, decoder: Decoder) -> Looking:
-    """Look cheaply, choose exactly: looks before the end use `decoder`, the last scores the full decoder's pictures.
+def looking(reward: Any, cheap: Decoder | Reward) -> Looking:
+    """Look cheaply, choose exactly: looks before the end use `cheap`, the last scores the full decoder's pictures.
 
-    A run of n particles then decodes n pictures, at whatever number of looks. reward is any that `adapt` takes. Put it
-    last: `looking(a + b, decoder)`; a sum or multiple of it looks at full pictures throughout. Raises ValueError for a
-    reward on latents.
+    reward  any that `adapt` takes
+    cheap   a decoder, for this reward; or a reward of its own, such as a `StitchedClip`, which needs none
+
+    A run of n particles then decodes n pictures, at whatever number of looks; a gradient follows `cheap` alone. Put it
+    last: `looking(a + b, cheap)`; a sum or multiple of it looks at full pictures throughout. Raises ValueError for a
+    decoder with a reward on latents.
 
     >>> decoder = LinearDecoder.fit(pipe.vae, latents)
     >>> Steered(pipe, code(looking(ClipScore(), decoder), block=1))("a red apple", n=8)
     """
-    found = Looking(adapt(reward), decoder)
-    _ = found.preview  # a reward on latents is refused here and not at the first look
-    return found
+    exact = adapt(reward)
+    return Looking(exact, cheap if isinstance(cheap, Reward) else OnLatents(exact, cheap))
+
+
+def patches(latents: Tensor, reach: int, stride: int = 1) -> Tensor:
+    """(b, h w / stride^2, c (stride + 2 reach)^2): cells with `reach` more to each side, zeros beyond the border."""
+    return F.unfold(latents, stride + 2 * reach, padding=reach, stride=stride).mT
 
 
 def _features(latents: Tensor, reach: int) -> Tensor:
-    """(b, h w, c (2 reach + 1)^2 + 1): each latent pixel with its neighbours, and a one; zeros beyond the border."""
-    seen = F.unfold(latents, 2 * reach + 1, padding=reach).mT
+    """(b, h w, c (2 reach + 1)^2 + 1): each latent pixel with its neighbours, and a one."""
+    seen = patches(latents, reach)
     return torch.cat([seen, torch.ones_like(seen[..., :1])], -1)

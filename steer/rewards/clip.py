@@ -37,6 +37,10 @@ class DualEncoder(Reward):
         """Unit embeddings (b, d) of prompts, remembered per prompt; no gradient."""
         return self._encoder(device).texts(prompts)
 
+    def image_tower(self, device: torch.device | str = "cpu") -> Any:
+        """The tower that embeds pictures, open_clip's own module: shared by the process, so leave it as it is."""
+        return self._encoder(device).tower
+
     def _encoder(self, device: torch.device | str) -> Encoder:
         source = str(zoo.folder(self.embedded)) if self.model is None else str(self.model)
         return encoder(source, self.pretrained, str(device))
@@ -85,6 +89,10 @@ class Encoder:
         self._normalise = next(step for step in steps if isinstance(step, Normalize))
         self._model, self._tokenizer, self._device = model, tokenizer, device
         self._texts: dict[str, Tensor] = {}
+
+    @property
+    def tower(self) -> Any:
+        return self._model.visual
 
     def images(self, images: Tensor) -> Tensor:
         seen = self._fit(images).clamp(0, 1)  # a bicubic resize overshoots; PIL, which the model was trained on, clamps

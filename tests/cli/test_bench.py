@@ -15,6 +15,7 @@ from steer.bench import BASELINE, METHODS, Cell, Entry, cells_of, method, run
 from steer.bench.prompts import prompts_of
 from steer.bench.report import curves_of, goal_of, reaches
 from steer.bench.spec import specs
+from steer.bench.tables import ahead_of
 from steer.cli import main, record
 from steer.diffusion.controllers import best_of_n
 from steer.rewards import Compressibility
@@ -85,6 +86,19 @@ def test_search_pays(done):
     code, base = (curves[name][-1].target for name in ("code", BASELINE))
     assert code.low > base.high
     assert reaches(curves["code"], goal_of(curves, BASELINE)) < curves[BASELINE][-1].cost
+
+
+def test_what_is_ahead_is_measured_not_interpolated(done):
+    curves = next(iter(curves_of(done[1]).values()))
+    best = max(curves[BASELINE], key=lambda point: point.target.mean)
+    first = next(point for point in curves["code"] if point.target.mean >= best.target.mean)
+    ours, theirs = ahead_of(curves, BASELINE)
+    assert (ours["method"], ours["rows"]) == ("code:block=2", f"{first.cost:.0f}")
+    assert ours["of the rows"] == f"{first.cost / best.cost:.2f}"
+    assert float(ours["of the rows"]) < 1
+    difference = (first.judged - best.judged).mean()
+    assert ours[f"judge - {BASELINE}"].startswith(f"{difference:.3f} [")
+    assert (theirs["method"], theirs["of the rows"], theirs[f"judge - {BASELINE}"]) == (BASELINE, "1.00", "")
 
 
 def test_a_stopped_suite_goes_on(done, tmp_path, monkeypatch):
