@@ -101,10 +101,10 @@ print(f"{'':14}{'n':>5}{'mean':>8}{'variance':>10}{'log Z':>9}{'rows':>7}")
 print(f"{'exact':14}{'':5}{1.2:8.2f}{0.4:10.2f}{-0.5 * math.log(2.5) - 0.75 * 4 / 2.5:9.3f}")
 for name, search in searches.items():
     for n in (4, 16, 64):
-        state = run(search, n, groups=1024 // n)
+        state = run(search, n, groups=8192 // n)
         z = f"{search.log_z(state).exp().mean().log():9.3f}" if hasattr(search, "log_z") else f"{'':9}"
         mean, variance = moments(state)
-        print(f"{name:14}{n:5}{mean:8.2f}{variance:10.2f}{z}{state.run.ledger.rows * n // 1024:7}")
+        print(f"{name:14}{n:5}{mean:8.2f}{variance:10.2f}{z}{state.run.ledger.rows * n // 8192:7}")
 
 # %% [markdown]
 # ## On pictures: where the rows go

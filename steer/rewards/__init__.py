@@ -8,6 +8,7 @@ from steer.rewards.cheap import LinearDecoder, Looking, OnLatents, VaeDecoder, l
 from steer.rewards.clip import ClipScore, Judge
 from steer.rewards.names import NAMES, named
 from steer.rewards.reference import Picture
+from steer.rewards.stitched import StitchedClip, stitch, tune
 from steer.rewards.style import EdgeSimilarity, StyleMatch
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reward",
     "Scaled",
     "Sharpness",
+    "StitchedClip",
     "StyleMatch",
     "Sum",
     "VaeDecoder",
@@ -35,6 +37,8 @@ __all__ = [
     "as_trl",
     "looking",
     "named",
+    "stitch",
     "to_pil",
     "to_tensor",
+    "tune",
 ]

@@ -1,11 +1,11 @@
-"""A stitched tower: latents go straight into the upper layers of a CLIP's image tower, through one linear map."""
+"""A CLIP score of latents: they go straight into the upper blocks of its image tower, through one linear map."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,108 +14,25 @@ from tqdm import tqdm
 
 from steer.rewards.base import Reward
 from steer.rewards.border import checked
-from steer.rewards.cheap import BATCH, patches
+from steer.rewards.cheap import BATCH
 from steer.rewards.clip import ClipScore
-
-
-@dataclass(frozen=True)
-class View:
-    """What a layer's tokens see of the latents: each its cell and `reach` more to each side; a class token, the mean.
-
-    grid     (rows, columns) of the layer's tokens; latents are resized to the next multiple of it where they are none
-    leading  class tokens before those of the grid, 0 or 1
-    """
-
-    grid: tuple[int, int]
-    leading: int
-    reach: int
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, leading + rows columns, m). Raises ValueError for latents of other proportions."""
-        (h, w), (rows, columns) = latents.shape[-2:], self.grid
-        if h * columns != w * rows:
-            raise ValueError(
-                f"latents of {h} x {w} under a tower whose layer has {rows} x {columns} tokens: expected the same "
-                "proportions; the tower would see a part of the picture, or see it squeezed."
-            )
-        stride = -(-h // rows)
-        if h != stride * rows:
-            latents = F.interpolate(latents, (stride * rows, stride * columns), mode="bilinear", antialias=True)
-        seen = patches(latents.float(), self.reach, stride)
-        if not self.leading:
-            return seen
-        m = seen.shape[-1]
-        return torch.cat([F.pad(seen.mean(1, keepdim=True), (m, 0)), F.pad(seen, (0, m))], 1)
-
-
-class Affine(nn.Module):
-    """a_p = f_p W + b_p: one matrix for all tokens p, and a constant for each."""
-
-    def __init__(self, weight: Tensor, bias: Tensor):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight.float(), False), nn.Parameter(bias.float(), False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features @ self.weight + self.bias
-
-
-class Sums:
-    """What the least squares of one layer need of any number of pictures: sums in float64, no activations."""
-
-    def __init__(self, view: View):
-        self.view, self.count = view, 0
-        self.f = self.a = self.ff = self.fa = self.aa = torch.zeros(())
-
-    def add(self, latents: Tensor, activations: Tensor) -> None:
-        f, a = self.view(latents).double(), activations.double()
-        self.count += len(f)
-        self.f, self.a = self.f + f.sum(0), self.a + a.sum(0)
-        f, a = f.flatten(0, 1), a.flatten(0, 1)
-        self.ff, self.fa, self.aa = self.ff + f.T @ f, self.fa + f.T @ a, self.aa + a.square().sum()
-
-    def solve(self, ridge: float) -> tuple[Affine, float]:
-        """The map, and its residual |F W + b - A|^2 / |A|^2. Raises ValueError for fewer equations than unknowns."""
-        unknowns = self.ff.shape[0] // (1 + self.view.leading)
-        equations = (self.count - 1) * (1 if self.view.leading else len(self.f))
-        if equations < unknowns:
-            raise ValueError(
-                f"{self.count} pictures give {equations} equations for {unknowns} unknowns: expected at least as "
-                "many; give more pictures, a smaller reach, or a lower layer."
-            )
-        f, a = self.f / self.count, self.a / self.count  # each token's means: what is left has no constant
-        ff, fa = self.ff - self.count * f.T @ f, self.fa - self.count * f.T @ a
-        weight = torch.linalg.solve(ff + ridge * ff.diagonal().mean() * torch.eye(len(ff)).to(ff), fa)
-        left = self.aa - self.count * a.square().sum() - 2 * (weight * fa).sum() + (weight * (ff @ weight)).sum()
-        return Affine(weight, a - f @ weight), float(left.clamp_min(0) / self.aa)
+from steer.rewards.towers import Affine, Sums, View, above, blocks
 
 
 class StitchedTower(nn.Module):
-    """Latents (b, c, h, w) -> unit embeddings (b, d): a linear map to one layer's activations, the layers above it."""
+    """Latents (b, c, h, w) -> unit embeddings (b, d): a linear map to one layer's activations, the blocks above it."""
 
     def __init__(self, view: View, stitch: Affine, above: nn.Module):
         super().__init__()
         self.view, self.stitch, self.above = view, stitch, above
 
     def forward(self, latents: Tensor) -> Tensor:
-        tokens = self.stitch(self.view(latents))
-        return F.normalize(self.above(tokens if self.view.leading else tokens.mT.unflatten(2, self.view.grid)), dim=-1)
-
-
-class Pool(nn.Module):
-    """The end of a ViT, tokens -> embedding: a tower that has given its blocks away."""
-
-    def __init__(self, tower: Any):
-        super().__init__()
-        tower.transformer = nn.Identity()
-        self.tower = tower
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.tower._pool(tokens)[0] @ self.tower.proj
+        return F.normalize(self.above(self.view.activations(self.stitch(self.view(latents)))), dim=-1)
 
 
 @dataclass(frozen=True)
 class StitchedClip(Reward):
-    """cos(tower(latents), text embedding), in [-1, 1]: a CLIP score of latents that decodes nothing; see `stitch`.
+    """cos(tower(latents), text embedding), in [-1, 1]: a CLIP score that decodes nothing; made by `stitch`.
 
     clip      whose texts, and whose image tower's blocks above `layer`
     layer     blocks 1 to `layer`, and what comes before them, are one linear map
@@ -144,88 +61,82 @@ def stitch(
 
         S_k = argmin |F S - A_k|^2 + ridge |S|^2,    k = argmin |F S_k - A_k|^2 / |A_k|^2
 
-    F are cells of latents and a constant for each token, A_k the outputs of block k; the ridge is relative to the mean
-    square of F.
+    F are cells of the latents, and a constant for each token; A_k is the output of block k.
 
-    clip      its image tower is a ViT or a ResNet of open_clip
+    clip      its image tower is a ViT or a ResNet of open_clip, as `emoji-clip`'s
     latents   (n, c, h, w), as a pipeline's network sees them, of a few hundred pictures at least
-    pictures  (n, 3, H, W) in [0, 1], which they stand for: decoded by the autoencoder whose pictures are scored
+    pictures  (n, 3, H, W) in [0, 1], which they stand for: as decoded, where decoded pictures are to be scored
     layer     k, from 1; None for the arg min
     reach     latent pixels that a token sees beyond its own cell
+    ridge     in mean squares of F
 
     Raises ValueError for another tower, for pairs that do not match or are too few, and for a layer that is not there.
+
+    >>> preview = tune(stitch(ClipScore(), latents, pictures), latents, pictures)
+    >>> Steered(pipe, code(looking(ClipScore(), preview), block=1))("a red apple", n=8)
     """
+    if not isinstance(clip, ClipScore):
+        raise ValueError(
+            f"{clip!r} cannot be stitched: expected a ClipScore, such as ClipScore(), whose tower is read."
+        )
     latents, pictures = _pairs(latents, pictures)
     if not ridge > 0:
-        raise ValueError(f"ridge = {ridge}: expected above 0, such as 1e-3; it keeps the solution unique.")
+        raise ValueError(f"ridge = {ridge}: expected above 0, such as 1e-3: it keeps the solution unique.")
+    if reach < 0:
+        raise ValueError(f"reach = {reach}: expected 0 or more latent pixels.")
     tower = clip.image_tower(latents.device)
-    count = len(blocks(tower))
-    if layer is not None and layer not in range(1, count + 1):
-        raise ValueError(f"layer = {layer}: expected 1 to {count}, the blocks of this tower, or None for the best.")
-    sums = _sums(clip, latents, pictures, range(1, count + 1) if layer is None else [layer], reach)
+    known = range(1, len(blocks(tower)) + 1)
+    if layer is not None and layer not in known:
+        raise ValueError(f"layer = {layer}: expected 1 to {known[-1]}, the blocks of this tower, or None for the best.")
+    sums = _taken_down(clip, latents, pictures, known if layer is None else [layer], reach)
     fits = {k: one.solve(ridge) for k, one in sums.items()}
     best = min(fits, key=lambda k: fits[k][1])
-    return StitchedClip(clip, best, fits[best][1], StitchedTower(sums[best].view, fits[best][0], above(tower, best)))
+    linear, residual = fits[best]
+    return StitchedClip(clip, best, residual, StitchedTower(sums[best].view, linear, above(tower, best)))
 
 
 def tune(
     stitched: StitchedClip, latents: Tensor, pictures: Tensor, steps: int = 300, rate: float = 1e-3, seed: int = 0
 ) -> StitchedClip:
-    """Light fine-tuning of the map and of the blocks above it, by Adam: 1 - cos(stitched, true image embedding).
+    """Light fine-tuning, of the map and the blocks above it: Adam on 1 - cos(stitched, true embedding) of the pairs.
 
-    Batches of 64 of the pairs, drawn by `seed`; the rate falls linearly. Returns a new reward. Raises ValueError for
-    pairs that do not match.
+    Batches of 64, drawn by `seed`; the rate falls linearly to 0. Returns a new reward. Raises ValueError for pairs
+    that do not match, and for no step.
     """
     latents, pictures = _pairs(latents, pictures)
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: expected at least 1.")
     with torch.no_grad():
         true = torch.cat([stitched.clip.embed_images(part) for part in pictures.split(BATCH)])
     tower = copy.deepcopy(stitched.tower).requires_grad_()
     optimiser = torch.optim.Adam(tower.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, steps)
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        for _ in tqdm(range(steps), desc="tune", delay=3, leave=False):
+        for step in tqdm(range(steps), desc="tune", delay=3, leave=False):
             which = torch.randint(len(latents), (64,), generator=generator)
             loss = 1 - (tower(latents[which]) * true[which]).sum(-1).mean()
             optimiser.zero_grad()
             loss.backward()
+            optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
             optimiser.step()
-            schedule.step()
     return replace(stitched, tower=tower.requires_grad_(False), tuned=stitched.tuned + steps)
 
 
-def blocks(tower: Any) -> list[nn.Module]:
-    """Blocks 1, 2, ... of an open_clip image tower. Raises ValueError where it is neither ViT nor ResNet."""
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.transformer import VisionTransformer
-
-    if isinstance(tower, VisionTransformer):
-        return list(tower.transformer.resblocks)
-    if isinstance(tower, ModifiedResNet):
-        return [block for part in (tower.layer1, tower.layer2, tower.layer3, tower.layer4) for block in part]
-    raise ValueError(f"the image tower is a {type(tower).__name__}; expected open_clip's VisionTransformer or ResNet.")
-
-
-def above(tower: Any, layer: int) -> nn.Module:
-    """A copy of what comes after block `layer`: its output -> the embedding."""
-    own = copy.deepcopy(tower)
-    return nn.Sequential(*blocks(own)[layer:], own.attnpool if hasattr(own, "attnpool") else Pool(own))
-
-
-def _sums(clip: ClipScore, latents: Tensor, pictures: Tensor, layers: Any, reach: int) -> dict[int, Sums]:
-    """Run the whole tower on all pictures, a batch at a time, and take down what each layer's fit needs."""
-    tower, found, seen = clip.image_tower(latents.device), {}, {}
+def _taken_down(
+    clip: ClipScore, latents: Tensor, pictures: Tensor, layers: Iterable[int], reach: int
+) -> dict[int, Sums]:
+    """Run the whole tower on the pictures, a batch at a time, and keep of each layer what its fit needs."""
+    tower = clip.image_tower(latents.device)
+    cut, put_out, sums = blocks(tower), {}, {}
     with ExitStack() as hooks:
         for k in layers:
-            keep = lambda module, given, out, k=k: seen.__setitem__(k, out)  # noqa: E731
-            hooks.enter_context(blocks(tower)[k - 1].register_forward_hook(keep))
+            keep = lambda module, given, out, k=k: put_out.update({k: out})  # noqa: E731
+            hooks.enter_context(cut[k - 1].register_forward_hook(keep))
         for z, x in zip(latents.split(BATCH), pictures.split(BATCH)):
             clip.embed_images(x)
-            for k, out in seen.items():
-                grid, leading = (out.shape[-2:], 0) if out.dim() == 4 else (tower.grid_size, 1)
-                one = found.setdefault(k, Sums(View(tuple(grid), leading, reach)))
-                one.add(z, out if leading else out.flatten(2).mT)
-    return found
+            for k, out in put_out.items():
+                sums.setdefault(k, Sums(View.of(tower, out, reach))).add(z, out)
+    return sums
 
 
 def _pairs(latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
