@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from steer.diffusion.control import Controller
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -14,16 +19,17 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=16)
 
 
-def unet() -> UNet2DConditionModel:
+def unet(channels: tuple[int, int] = (32, 64), **config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 64),
+        block_out_channels=channels,
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32,
         attention_head_dim=4,
         norm_num_groups=8,
+        **config,
     )
 
 
@@ -65,3 +71,14 @@ def pipeline(scheduler) -> StableDiffusionPipeline:
 
 def generator(seed: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@dataclass
+class Watch(Controller):
+    """Notes every state that it sees."""
+
+    states: list = field(default_factory=list)
+
+    def look(self, state):
+        self.states.append(state)
+        return state

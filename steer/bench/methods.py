@@ -8,23 +8,8 @@ from typing import Any, NamedTuple
 
 from steer.bench.problem import Found, Problem
 from steer.bench.published import code_as_published
+from steer.diffusion import controllers
 from steer.diffusion.control import Controller
-from steer.diffusion.controllers import (
-    Demon,
-    beam,
-    best_of_n,
-    code,
-    fk,
-    funnel,
-    gradients,
-    guidance,
-    halving,
-    noise_search,
-    paths,
-    rollover,
-    smc,
-    svdd,
-)
 
 
 class Size(NamedTuple):
@@ -119,11 +104,11 @@ def _published(problem: Problem, reward: Any, size: Size, block: int = 5) -> Fou
 
 
 def _rollover(problem: Problem, reward: Any, size: Size, block: int = 5) -> Found:
-    return problem.solve([rollover(reward, size.n, block)], 2 * size.n)
+    return problem.solve([controllers.rollover(reward, size.n, block)], 2 * size.n)
 
 
 def _noise_search(problem: Problem, reward: Any, size: Size, rounds: int = 4, radius: float | None = None) -> Found:
-    found = noise_search(lambda c: problem.sample(c, size.n, eta=0.0), reward, rounds, radius)
+    found = controllers.noise_search(lambda c: problem.sample(c, size.n, eta=0.0), reward, rounds, radius)
     return Found(found.x, found.ledger)
 
 
@@ -132,49 +117,52 @@ BETAS = ("beta=1", "beta=10", "beta=100")
 BASELINE, PUBLISHED = "best-of-n-ode", "code-published"
 
 METHODS: dict[str, Entry] = {
-    BASELINE: Entry(lambda reward, size: [best_of_n(reward)], eta=0.0),
-    "best-of-n": Entry(lambda reward, size: [best_of_n(reward)]),
+    BASELINE: Entry(lambda reward, size: [controllers.best_of_n(reward)], eta=0.0),
+    "best-of-n": Entry(lambda reward, size: [controllers.best_of_n(reward)]),
     PUBLISHED: Entry(
         settings=BLOCKS,
         rows=lambda size, block=5: size.n * (size.steps + size.looks(block)),
         drive=_published,
     ),
-    "code": Entry(lambda reward, size, block=5: [code(reward, block)], BLOCKS[1:], common_start),
+    "code": Entry(lambda reward, size, block=5: [controllers.code(reward, block)], BLOCKS[1:], common_start),
     "code-interval": Entry(
-        lambda reward, size, block=1, guided=0.5: [guidance.interval(progress=(0, guided)), code(reward, block)],
+        lambda reward, size, block=1, guided=0.5: [
+            controllers.guidance.interval(progress=(0, guided)),
+            controllers.code(reward, block),
+        ],
         ("block=1", "block=2", "block=5"),
         lambda size, guided=0.5: limited([1, *[size.n] * (size.steps - 1)], guided),
         guided=True,
     ),
-    "svdd": Entry(lambda reward, size: [svdd(reward)], rows=common_start),
-    "fk": Entry(lambda reward, size, beta, every=5: [fk(reward, beta, every)], BETAS),
-    "smc": Entry(lambda reward, size, beta, every=5: [smc(reward, beta, every)], BETAS),
-    "beam": Entry(lambda reward, size, block=5: [beam(reward, _kept(size), block)], BLOCKS[:3]),
+    "svdd": Entry(lambda reward, size: [controllers.svdd(reward)], rows=common_start),
+    "fk": Entry(lambda reward, size, beta, every=5: [controllers.fk(reward, beta, every)], BETAS),
+    "smc": Entry(lambda reward, size, beta, every=5: [controllers.smc(reward, beta, every)], BETAS),
+    "beam": Entry(lambda reward, size, block=5: [controllers.beam(reward, _kept(size), block)], BLOCKS[:3]),
     "funnel": Entry(
-        lambda reward, size, block=2: [funnel(reward, _funnel(size, block), block, keep=1)],
+        lambda reward, size, block=2: [controllers.funnel(reward, _funnel(size, block), block, keep=1)],
         rows=lambda size, block=2: sum(narrowing(_funnel(size, block), block, size.steps)),
     ),
     "funnel-interval": Entry(
         lambda reward, size, block=1, guided=0.5: [
-            guidance.interval(progress=(0, guided)),
-            funnel(reward, _funnel(size, block), block, keep=1),
+            controllers.guidance.interval(progress=(0, guided)),
+            controllers.funnel(reward, _funnel(size, block), block, keep=1),
         ],
         ("block=1", "block=2"),
         lambda size, block=1, guided=0.5: limited(narrowing(_funnel(size, block), block, size.steps), guided),
         guided=True,
     ),
     "halving-ode": Entry(
-        lambda reward, size, block=5: [halving(reward, block)],
+        lambda reward, size, block=5: [controllers.halving(reward, block)],
         rows=lambda size, block=5: sum(narrowing(_halves(size.n, size.looks(block)), block, size.steps)),
         eta=0.0,
     ),
     "rollover": Entry(settings=BLOCKS[:3], drive=_rollover),
     "demon": Entry(
-        lambda reward, size: [Demon(reward)],
+        lambda reward, size: [controllers.Demon(reward)],
         rows=lambda size: 1 + (size.steps - 1) * (size.n + 1) if size.n > 1 else size.steps,
     ),
     "paths-ode": Entry(
-        lambda reward, size, block=5, back=1: [paths(reward, _kept(size), block, back)],
+        lambda reward, size, block=5, back=1: [controllers.paths(reward, _kept(size), block, back)],
         rows=_path_rows,
         eta=0.0,
     ),
@@ -184,12 +172,15 @@ METHODS: dict[str, Entry] = {
         drive=_noise_search,
     ),
     "mpgd": Entry(
-        lambda reward, size, strength: [gradients.mpgd(reward, strength), best_of_n(reward)],
+        lambda reward, size, strength: [controllers.gradients.mpgd(reward, strength), controllers.best_of_n(reward)],
         ("strength=0.03", "strength=0.1", "strength=0.3"),
         gradient=True,
     ),
     "universal-guidance": Entry(
-        lambda reward, size, forward: [gradients.universal_guidance(reward, forward), best_of_n(reward)],
+        lambda reward, size, forward: [
+            controllers.gradients.universal_guidance(reward, forward),
+            controllers.best_of_n(reward),
+        ],
         ("forward=1", "forward=10", "forward=100"),
         with_gradient,
         gradient=True,

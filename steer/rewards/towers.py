@@ -117,8 +117,8 @@ class Sums:
         f, a = f.flatten(0, 1), a.flatten(0, 1)
         self.ff, self.fa, self.aa = self.ff + f.T @ f, self.fa + f.T @ a, self.aa + a.square().sum()
 
-    def solve(self, ridge: float) -> tuple[Affine, float]:
-        """The map, and its residual |F W + b - A|^2 / |A|^2; the ridge counts in mean squares of F.
+    def solve(self, ridge: float) -> Affine:
+        """The least squares; the ridge counts in mean squares of the features.
 
         Raises ValueError for fewer equations than unknowns.
         """
@@ -127,11 +127,17 @@ class Sums:
             unknowns, equations = unknowns // 2, self.count - 1  # those of the class token, which has the fewest
         if equations < unknowns:
             raise ValueError(
-                f"{self.count} pictures make {equations} equations for {unknowns} unknowns: expected at least as "
-                "many; give more pictures, a smaller reach, or a lower layer."
+                f"{self.count} pictures to fit make {equations} equations for {unknowns} unknowns: expected at least "
+                "as many; give more pictures, a smaller reach, or a lower layer."
             )
         f, a = self.f / self.count, self.a / self.count  # each token's means; without them there is no constant
         ff, fa = self.ff - self.count * f.T @ f, self.fa - self.count * f.T @ a
         weight = torch.linalg.solve(ff + ridge * ff.diagonal().mean() * torch.eye(len(ff)).to(ff), fa)
-        left = self.aa - self.count * a.square().sum() - 2 * (weight * fa).sum() + (weight * (ff @ weight)).sum()
-        return Affine(weight, a - f @ weight), float(left.clamp_min(0) / self.aa)
+        return Affine(weight, a - f @ weight)
+
+    def residual(self, linear: Affine) -> float:
+        """|F W + b - A|^2 / |A|^2 on what was taken in here."""
+        w, b = linear.weight.double(), linear.bias.double()
+        crossed = (w * self.fa).sum() + (b * self.a).sum()
+        squared = (w * (self.ff @ w)).sum() + 2 * (b * (self.f @ w)).sum() + self.count * b.square().sum()
+        return float((self.aa - 2 * crossed + squared).clamp_min(0) / self.aa)

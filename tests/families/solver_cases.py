@@ -111,17 +111,6 @@ class PermuteNoise(Controller):
         return state
 
 
-@dataclass
-class Watch(Controller):
-    """Notes every state that it sees."""
-
-    states: list = field(default_factory=list)
-
-    def look(self, state):
-        self.states.append(state)
-        return state
-
-
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
     """Equal to rounding: largest difference within `tolerance` of the largest value."""
     return bool((a - b).abs().max() <= tolerance * b.abs().max())

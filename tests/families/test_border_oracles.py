@@ -5,7 +5,8 @@ from itertools import pairwise
 import diffusers
 import pytest
 import torch
-from solver_cases import CASES, Case, Watch, close, scheduler
+from solver_cases import CASES, Case, close, scheduler
+from tiny import Watch
 
 from steer.diffusion.pipelines.levels import level_at, predicted_x0, prediction_for, schedule
 from steer.diffusion.pipelines.transition import stochastic_step

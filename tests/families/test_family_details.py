@@ -7,8 +7,9 @@ import tiny
 import tiny_families
 import torch
 from family_cases import MASKS, MATRIX, PICTURES, PROMPTS, SIZE, cells, some
-from solver_cases import CASES, Watch, close
+from solver_cases import CASES, close
 from test_matrix import Through
+from tiny import Watch
 
 from steer.diffusion.controllers import best_of_n
 from steer.diffusion.loop import finished, sample

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from solver_cases import CASES, DETERMINISTIC, NOISY, Gather, PermuteNoise, Watch, brightness, close
+from solver_cases import CASES, DETERMINISTIC, NOISY, Gather, PermuteNoise, brightness, close
+from tiny import Watch
 
 from steer.diffusion.control import Controller
 from steer.diffusion.controllers import best_of_n

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 import tiny
 import torch
-from solver_cases import CASES, Watch, close
+from solver_cases import CASES, close
+from tiny import Watch
 
 from steer import Controller, gradients
 from steer.diffusion.loop import finished, sample

@@ -6,7 +6,8 @@ import diffusers
 import pytest
 import tiny
 import torch
-from solver_cases import CASES, Case, Watch, brightness, noise_of, of
+from solver_cases import CASES, Case, brightness, noise_of, of
+from tiny import Watch
 
 from steer.diffusion.controllers import best_of_n, code
 from steer.diffusion.pipelines import Steered, attach, denoiser_of

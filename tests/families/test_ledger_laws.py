@@ -3,7 +3,8 @@
 import pytest
 import tiny
 import torch
-from solver_cases import CASES, Gather, Watch, brightness
+from solver_cases import CASES, Gather, brightness
+from tiny import Watch
 
 from steer.diffusion.controllers import best_of_n, code
 from steer.diffusion.controllers.search import Every, Search

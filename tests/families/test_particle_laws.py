@@ -3,7 +3,8 @@
 import pytest
 import tiny
 import torch
-from solver_cases import CASES, EVERY, NOISY, Watch, brightness, close, noise_of
+from solver_cases import CASES, EVERY, NOISY, brightness, close, noise_of
+from tiny import Watch
 from torch.overrides import TorchFunctionMode
 
 from steer.diffusion.controllers import code

@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from solver_cases import CASES, Watch, brightness
+from solver_cases import CASES, brightness
+from tiny import Watch
 
 from steer.diffusion.controllers import best_of_n, code, fk
 from steer.diffusion.pipelines import Steered, attach

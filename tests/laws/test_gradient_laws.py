@@ -1,10 +1,11 @@
 """Gradients: exact, counted, taken of living particles only, and refused or left out where there are none."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from methods.gradient_toys import SCHEDULES, affine, counted, peaked, prior, states
+from tiny import Watch
 from toys import estimate, gaussian, quadratic, run, three_modes, tilted
 
 from steer import Controller, gradients, rewards
@@ -24,15 +25,6 @@ METHODS = {
     "reno": gradients.reno,
 }
 EACH = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
-
-
-@dataclass
-class Watch(Controller):
-    states: list = field(default_factory=list)
-
-    def look(self, state):
-        self.states.append(state)
-        return state
 
 
 @pytest.mark.parametrize("smoothing", [Smoothing(), Smoothing(3, 0.5)], ids=["plain", "smoothed"])

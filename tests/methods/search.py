@@ -29,21 +29,7 @@ from methods import search_noise
 from methods.method import Method
 from scipy import stats
 
-from steer.diffusion.controllers import (
-    Adaptive,
-    Demon,
-    beam,
-    best_of_n,
-    code,
-    fk,
-    funnel,
-    halving,
-    noise_search,
-    paths,
-    rollover,
-    smc,
-    svdd,
-)
+from steer.diffusion import controllers
 from steer.diffusion.schedule import vp
 from steer.diffusion.solve import ddim
 
@@ -102,7 +88,7 @@ def code_law(make) -> None:
 
 def svdd_law(make) -> None:
     plain_at_one(make(first, 1.0))
-    same(make(near_corner), code(near_corner, block=1))
+    same(make(near_corner), controllers.code(near_corner, block=1))
     same(make(near_corner, 1e9), make(near_corner))
 
 
@@ -129,7 +115,7 @@ def fk_law(make) -> None:
 
 
 def adaptive_fk(reward, beta, block: int = 1, longest: int = 8, **options):
-    return fk(reward, beta, Adaptive(block, longest), **options)
+    return controllers.fk(reward, beta, controllers.Adaptive(block, longest), **options)
 
 
 def adaptive_law(make) -> None:
@@ -143,7 +129,7 @@ def adaptive_law(make) -> None:
 
 
 def adaptive_oracle(make) -> None:
-    search, eager = make(quadratic, 1.0), fk(quadratic, 1.0, 1)
+    search, eager = make(quadratic, 1.0), controllers.fk(quadratic, 1.0, 1)
     tilts_exactly(search)
     calls = [run(gaussian(), s, n=128, groups=4, steps=60).run.ledger.reward_calls for s in (search, eager)]
     assert calls[0] < calls[1] / 2
@@ -172,7 +158,7 @@ def smc_oracle(make) -> None:
 
 def beam_law(make) -> None:
     plain_at_one(make(first, 1, 3))
-    same(make(near_corner, 1, 3), code(near_corner, 3, common_start=False))
+    same(make(near_corner, 1, 3), controllers.code(near_corner, 3, common_start=False))
     same(make(near_corner, 3, 3, diversity=1e-12), make(near_corner, 3, 3))
     last = run(gaussian(), make(first, 2, T), n=N, steps=T)
     best = run(gaussian(), n=N, steps=T).x.sort(0, descending=True).values[:2]
@@ -181,7 +167,7 @@ def beam_law(make) -> None:
 
 def diverse_law(make) -> None:
     plain_at_one(make(first, 2, 3))
-    same(make(near_corner, 3, 3, diversity=0.0), beam(near_corner, 3, 3))
+    same(make(near_corner, 3, 3, diversity=0.0), controllers.beam(near_corner, 3, 3))
 
 
 def modes(search, groups: int = 40) -> float:
@@ -193,7 +179,7 @@ def modes(search, groups: int = 40) -> float:
 
 def diverse_oracle(make) -> None:
     """Beams that are told apart end at more modes than the best ones do, under a reward that prefers one mode."""
-    lone = modes(beam(near_corner, 3, 10))
+    lone = modes(controllers.beam(near_corner, 3, 10))
     assert modes(make(near_corner, 3, 10, diversity=10.0)) > lone + 0.5
 
 
@@ -203,23 +189,23 @@ def funnel_law(make) -> None:
     assert rows(make(first, widths, 3), n=8, steps=12) == 3 * (8 + 4 + 2 + 1) + (8 - 4) + (4 - 2) + (2 - 1)
     unicode = (10, 6, 6, 4, 4, 2, 2, 2, 2, 2)
     spent = rows(make(first, unicode, 5, keep=1), n=10, steps=50)
-    assert spent == 5 * sum(unicode) + 10 - 2 == 208 < rows(code(first, 5), n=10, steps=50) == 491
-    same(make(near_corner, (N,) * 4, 3, keep=1), code(near_corner, 3, common_start=False))
-    same(make(near_corner, (N,), T), best_of_n(near_corner), solver=ddim(0))
+    assert spent == 5 * sum(unicode) + 10 - 2 == 208 < rows(controllers.code(first, 5), n=10, steps=50) == 491
+    same(make(near_corner, (N,) * 4, 3, keep=1), controllers.code(near_corner, 3, common_start=False))
+    same(make(near_corner, (N,), T), controllers.best_of_n(near_corner), solver=ddim(0))
 
 
 def halving_law(make) -> None:
     plain_at_one(make(first, 2), solver=ddim(0))
     assert rows(make(first, 2), n=8, steps=12) == 8 * 3 + 4 * 2 + 2 * 2 + 1 * 5
     assert rows(make(first, 4, one_of=4), n=8, steps=12, solver=ddim(0)) == 8 * 5 + 2 * 4 + 1 * 3
-    same(make(near_corner, T), best_of_n(near_corner), solver=ddim(0))
+    same(make(near_corner, T), controllers.best_of_n(near_corner), solver=ddim(0))
 
 
 def halving_oracle(make) -> None:
     """Over a Gaussian an ODE is increasing, so the leader of the first look wins: all of best-of-n at fewer rows."""
     early, whole = (
         run(gaussian(dtype=torch.float64), search, n=16, groups=50, steps=20, solver=ddim(0))
-        for search in (make(first, 1), best_of_n(first))
+        for search in (make(first, 1), controllers.best_of_n(first))
     )
     assert torch.equal(winners(early), winners(whole))
     assert early.run.ledger.rows == 50 * (16 * 2 + 8 + 4 + 2 + 15) < whole.run.ledger.rows / 5
@@ -238,7 +224,7 @@ class Falling:
 
 def rollover_law(make) -> None:
     plain_at_one(make(first, 1, 3))
-    same(make(Falling(), N, 3), code(Falling(), 3, common_start=False))
+    same(make(Falling(), N, 3), controllers.code(Falling(), 3, common_start=False))
     for quota in (1, 2.5, 4):
         state = run(three_modes(), make(near_corner, quota, 2), n=N, groups=20, steps=T)
         scored = torch.stack([torch.isfinite(look.scores).sum(-1) for look in state.trace])
@@ -258,22 +244,26 @@ def rollover_oracle(make) -> None:
 
 
 METHODS: dict[str, Method] = {
-    "best-of-n": Method(best_of_n, best_of_n_law, best_of_n_oracle),
-    "code": Method(code, code_law, lambda make: reaches_the_mode(make(quadratic, 1), n=4)),
-    "svdd": Method(svdd, svdd_law, svdd_oracle),
-    "fk": Method(fk, fk_law, lambda make: tilts_exactly(make(quadratic, 1.0))),
+    "best-of-n": Method(controllers.best_of_n, best_of_n_law, best_of_n_oracle),
+    "code": Method(controllers.code, code_law, lambda make: reaches_the_mode(make(quadratic, 1), n=4)),
+    "svdd": Method(controllers.svdd, svdd_law, svdd_oracle),
+    "fk": Method(controllers.fk, fk_law, lambda make: tilts_exactly(make(quadratic, 1.0))),
     "fk-adaptive": Method(adaptive_fk, adaptive_law, adaptive_oracle),
-    "smc": Method(smc, smc_law, smc_oracle),
-    "beam": Method(beam, beam_law, lambda make: reaches_the_mode(make(quadratic, 2, 1))),
+    "smc": Method(controllers.smc, smc_law, smc_oracle),
+    "beam": Method(controllers.beam, beam_law, lambda make: reaches_the_mode(make(quadratic, 2, 1))),
     "beam-diverse": Method(
-        lambda reward, beams, block, diversity=1.0: beam(reward, beams, block, diversity), diverse_law, diverse_oracle
+        lambda reward, beams, block, diversity=1.0: controllers.beam(reward, beams, block, diversity),
+        diverse_law,
+        diverse_oracle,
     ),
     "funnel": Method(
-        funnel, funnel_law, lambda make: reaches_the_mode(make(quadratic, (8, 6, 4, 4, 2), 1, keep=1), within=0.02)
+        controllers.funnel,
+        funnel_law,
+        lambda make: reaches_the_mode(make(quadratic, (8, 6, 4, 4, 2), 1, keep=1), within=0.02),
     ),
-    "halving": Method(halving, halving_law, halving_oracle),
-    "rollover": Method(rollover, rollover_law, rollover_oracle),
-    "noise-search": Method(noise_search, search_noise.noise_law, search_noise.noise_oracle),
-    "paths": Method(paths, search_noise.paths_law, search_noise.paths_oracle),
-    "demon": Method(Demon, search_noise.demon_law, search_noise.demon_oracle),
+    "halving": Method(controllers.halving, halving_law, halving_oracle),
+    "rollover": Method(controllers.rollover, rollover_law, rollover_oracle),
+    "noise-search": Method(controllers.noise_search, search_noise.noise_law, search_noise.noise_oracle),
+    "paths": Method(controllers.paths, search_noise.paths_law, search_noise.paths_oracle),
+    "demon": Method(controllers.Demon, search_noise.demon_law, search_noise.demon_oracle),
 }

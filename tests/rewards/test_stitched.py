@@ -11,9 +11,10 @@ from diffusers import DDIMScheduler
 from torch import nn
 from torch.nn import functional as F
 
-from steer import Steered, best_of_n, code, gradients
+from steer import Steered, best_of_n, code, gradients, zoo
 from steer.rewards import ClipScore, Judge, VaeDecoder, looking, stitch, tune
 from steer.rewards.towers import View, above, blocks
+from steer.zoo.data import compose, glyphs, split
 
 EASY = {"reach": 0, "ridge": 1e-9}
 
@@ -65,12 +66,12 @@ def test_what_is_linear_is_found_exactly_and_chosen(bent):
 
 
 def test_the_residual_is_that_of_the_map(bent):
-    """From sums alone, and after a ridge that matters: the same as from the activations themselves."""
+    """From sums alone, and after a ridge that matters: the same as from the activations of the pairs left out."""
     latents, pictures = pairs(80)
     found, seen = stitch(bent, latents, pictures, layer=1, reach=1, ridge=0.1), []
     with blocks(bent.image_tower())[0].register_forward_hook(lambda module, given, out: seen.append(out)):
-        bent.embed_images(pictures)
-    left = found.tower.stitch(found.tower.view(latents)) - seen[0]
+        bent.embed_images(pictures[::8])
+    left = found.tower.stitch(found.tower.view(latents[::8])) - seen[0]
     assert found.residual == pytest.approx(float(left.square().sum() / seen[0].square().sum()), rel=1e-4)
     assert not any(block._forward_hooks for block in blocks(bent.image_tower()))
 
@@ -186,12 +187,36 @@ def test_gradients_climb_a_stitched_reward_without_a_decode(preview):
     assert (scores[1] > scores[0]).all()
 
 
+def test_on_the_embedded_models_it_sees_what_the_tower_sees():
+    """emoji-clip's tower on emoji-sd's latents: glyphs that neither model was trained on, two hundred to fit, 12 steps.
+
+    Measured: cosine 0.59 to the true embeddings as fitted, and 0.72 tuned; of a constant 0.20.
+    """
+    vae, reward, generator = zoo.load("emoji").vae, ClipScore(), torch.Generator().manual_seed(0)
+    which = split().nonzero()[torch.randperm(int(split().sum()), generator=generator)[:200]]
+    pictures, unseen = (compose(glyphs()[0][index.unbind(-1)]) for index in (which, (~split()).nonzero()))
+    with torch.no_grad():
+        latents, those = (
+            torch.cat([vae.encode(2 * part - 1).latent_dist.mean for part in all_.split(16)])
+            * vae.config.scaling_factor
+            for all_ in (pictures, unseen)
+        )
+        true = reward.embed_images(unseen)
+    fitted = stitch(reward, latents, pictures, layer=2)
+    cosines = [float((one.tower(those) * true).sum(-1).mean()) for one in (fitted, tune(fitted, latents, pictures, 12))]
+    assert cosines[0] > 0.55
+    assert cosines[1] > 0.68
+    constant = F.normalize(reward.embed_images(pictures).mean(0), dim=0)
+    assert (true @ constant).mean() < 0.25
+    print("COS", cosines)
+
+
 WRONG = {
     "judge": (lambda bent, z, x: stitch(Judge(), z, x), "Judge.*cannot be stitched: expected a ClipScore"),
     "number": (lambda bent, z, x: stitch(bent, z[:30], x), r"latents \(30, 4, 8, 8\) with 40 pictures"),
     "shape": (lambda bent, z, x: stitch(bent, z[0], x), r"latents \(4, 8, 8\) with 40 pictures"),
     "pictures": (lambda bent, z, x: stitch(bent, z, 2 * x - 1), r"expected \[0, 1\]"),
-    "few": (lambda bent, z, x: stitch(bent, z, x), "40 pictures make 39 equations for 64 unknowns.*smaller reach"),
+    "few": (lambda bent, z, x: stitch(bent, z, x), "35 pictures to fit make 34 equations for 64 unknowns"),
     "layer 0": (lambda bent, z, x: stitch(bent, z, x, layer=0), "layer = 0: expected 1 to 3"),
     "layer 4": (lambda bent, z, x: stitch(bent, z, x, layer=4), "layer = 4: expected 1 to 3"),
     "proportions": (lambda bent, z, x: stitch(bent, z[..., :6], x), "latents of 8 x 6 for a layer of 4 x 4 tokens"),
