@@ -64,29 +64,25 @@ def stitch(
         S_k = argmin |F S - A_k|^2 + ridge |S|^2,    k = argmin |F S_k - A_k|^2 / |A_k|^2
 
     F are cells of the latents, and a constant for each token; A_k is the output of block k. The map is fitted to seven
-    pairs of eight, and k chosen by the eighth: on what was fitted the layer with the most unknowns would win.
+    pairs of eight, and k chosen by the eighth: on what was fitted a layer with more unknowns has an advantage.
 
     clip      its image tower is a ViT or a ResNet of open_clip, as `emoji-clip`'s
-    latents   (n, c, h, w), as a pipeline's network sees them, of a few hundred pictures at least
+    latents   (n, c, h, w), as a pipeline's network sees them, of a few hundred pictures at least; for a preview also
+              the clean estimates of early looks, which are blurred
     pictures  (n, 3, H, W) in [0, 1], which they stand for: as decoded, where decoded pictures are to be scored
     layer     k, from 1; None for the arg min. `tune` gains most where k is low
     reach     latent pixels that a token sees beyond its own cell
     ridge     in mean squares of F
 
-    Raises ValueError for another tower, for pairs that do not match or are too few, and for a layer that is not there.
+    Raises ValueError for another tower, for pairs that do not match or are too few, for a layer that is not there, and
+    for a reach or ridge out of range.
 
     >>> preview = tune(stitch(ClipScore(), latents, pictures), latents, pictures)
     >>> Steered(pipe, code(looking(ClipScore(), preview), block=1))("a red apple", n=8)
     """
     if not isinstance(clip, ClipScore):
-        raise ValueError(
-            f"{clip!r} cannot be stitched: expected a ClipScore, such as ClipScore(), whose tower is read."
-        )
+        raise ValueError(f"{clip!r} cannot be stitched: expected a ClipScore, whose image tower is read.")
     latents, pictures = _pairs(latents, pictures)
-    if not ridge > 0:
-        raise ValueError(f"ridge = {ridge}: expected above 0, such as 1e-3: it keeps the solution unique.")
-    if reach < 0:
-        raise ValueError(f"reach = {reach}: expected 0 or more latent pixels.")
     tower = clip.image_tower(latents.device)
     known = range(1, len(blocks(tower)) + 1)
     if layer is not None and layer not in known:
@@ -148,8 +144,9 @@ def _taken_down(
 
 def _pairs(latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
     pictures, _ = checked(pictures, [""] * len(pictures))
-    if latents.dim() != 4 or len(latents) != len(pictures):
+    if latents.dim() != 4 or len(latents) != len(pictures) or len(latents) < 2:
         raise ValueError(
-            f"latents {tuple(latents.shape)} with {len(pictures)} pictures; expected (n, c, h, w), one a picture."
+            f"latents {tuple(latents.shape)} with {len(pictures)} pictures; expected (n, c, h, w), one a picture, and "
+            "at least two."
         )
     return latents.detach().float(), pictures.detach().to(latents.device)

@@ -58,6 +58,10 @@ class View:
     leading: int
     reach: int
 
+    def __post_init__(self):
+        if self.reach < 0:
+            raise ValueError(f"reach = {self.reach}: expected 0 or more latent pixels.")
+
     def __call__(self, latents: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, leading + rows columns, m). Raises ValueError for latents of other proportions."""
         (h, w), (rows, columns) = latents.shape[-2:], self.grid
@@ -120,8 +124,10 @@ class Sums:
     def solve(self, ridge: float) -> Affine:
         """The least squares; the ridge counts in mean squares of the features.
 
-        Raises ValueError for fewer equations than unknowns.
+        Raises ValueError for fewer equations than unknowns, and for a ridge that is not above 0.
         """
+        if not ridge > 0:
+            raise ValueError(f"ridge = {ridge}: expected above 0, such as 1e-3: it keeps the solution unique.")
         unknowns, equations = self.ff.shape[0], (self.count - 1) * len(self.f)
         if self.view.leading:
             unknowns, equations = unknowns // 2, self.count - 1  # those of the class token, which has the fewest

@@ -44,12 +44,12 @@ def bent(tmp_path_factory):
     return clip
 
 
-def pairs(count=40, seed=0, side=8):
+def pairs(count=40, seed=0):
     """Latents, and pictures 32 x 32 that are linear in them."""
     g = torch.Generator().manual_seed(seed)
-    latents = torch.rand(count, 4, side, side, generator=g)
+    latents = torch.rand(count, 4, 8, 8, generator=g)
     colours = torch.einsum("bchw,cd->bdhw", latents, torch.rand(4, 3, generator=torch.Generator().manual_seed(9)) / 4)
-    return latents, F.interpolate(colours, scale_factor=32 // side)
+    return latents, F.interpolate(colours, scale_factor=4)
 
 
 def test_what_is_linear_is_found_exactly_and_chosen(bent):
@@ -65,14 +65,21 @@ def test_what_is_linear_is_found_exactly_and_chosen(bent):
     assert scores.std() > 1e-3, "the tolerance would hide a wrong score"
 
 
-def test_the_residual_is_that_of_the_map(bent):
-    """From sums alone, and after a ridge that matters: the same as from the activations of the pairs left out."""
+def test_the_map_is_the_ridge_solution_and_the_residual_its_own(bent):
+    """From sums alone, what the activations give: seven pairs of eight are fitted, the eighth is measured."""
     latents, pictures = pairs(80)
     found, seen = stitch(bent, latents, pictures, layer=1, reach=1, ridge=0.1), []
     with blocks(bent.image_tower())[0].register_forward_hook(lambda module, given, out: seen.append(out)):
-        bent.embed_images(pictures[::8])
-    left = found.tower.stitch(found.tower.view(latents[::8])) - seen[0]
-    assert found.residual == pytest.approx(float(left.square().sum() / seen[0].square().sum()), rel=1e-4)
+        bent.embed_images(pictures)
+    features, linear = found.tower.view(latents).double(), found.tower.stitch.double()
+    left, fitted = linear(features) - seen[0], torch.arange(80) % 8 != 0
+    held = left[~fitted].square().sum() / seen[0][~fitted].square().sum()
+    assert found.residual == pytest.approx(float(held), rel=1e-4)
+    features, left = features[fitted], left[fitted]
+    centred = (features - features.mean(0)).flatten(0, 1)
+    slope = features.flatten(0, 1).T @ left.flatten(0, 1) + 0.1 * centred.square().sum(0).mean() * linear.weight
+    assert slope.norm() < 1e-4 * (centred.T @ seen[0][fitted].flatten(0, 1).double()).norm()
+    assert left.mean(0).norm() < 1e-5 * left.norm()
     assert not any(block._forward_hooks for block in blocks(bent.image_tower()))
 
 
@@ -188,27 +195,28 @@ def test_gradients_climb_a_stitched_reward_without_a_decode(preview):
 
 
 def test_on_the_embedded_models_it_sees_what_the_tower_sees():
-    """emoji-clip's tower on emoji-sd's latents: glyphs that neither model was trained on, two hundred to fit, 12 steps.
+    """emoji-clip's tower on emoji-sd's latents, and glyphs that no model was trained on; 200 pictures, 12 steps.
 
-    Measured: cosine 0.59 to the true embeddings as fitted, and 0.72 tuned; of a constant 0.20.
+    Cosine to the true embedding, measured: 0.58 as fitted, 0.71 tuned. The best constant has 0.20.
     """
     vae, reward, generator = zoo.load("emoji").vae, ClipScore(), torch.Generator().manual_seed(0)
-    which = split().nonzero()[torch.randperm(int(split().sum()), generator=generator)[:200]]
-    pictures, unseen = (compose(glyphs()[0][index.unbind(-1)]) for index in (which, (~split()).nonzero()))
-    with torch.no_grad():
-        latents, those = (
-            torch.cat([vae.encode(2 * part - 1).latent_dist.mean for part in all_.split(16)])
-            * vae.config.scaling_factor
-            for all_ in (pictures, unseen)
-        )
-        true = reward.embed_images(unseen)
+    trained, unseen = split().nonzero(), (~split()).nonzero()
+    trained = trained[torch.randperm(len(trained), generator=generator)[:200]]
+    pictures, fresh = (compose(glyphs()[0][which.unbind(-1)]) for which in (trained, unseen))
+
+    @torch.no_grad()
+    def encoded(images):
+        parts = [vae.encode(2 * part - 1).latent_dist.mean for part in images.split(16)]
+        return torch.cat(parts) * vae.config.scaling_factor
+
+    latents, true = encoded(pictures), reward.embed_images(fresh)
     fitted = stitch(reward, latents, pictures, layer=2)
-    cosines = [float((one.tower(those) * true).sum(-1).mean()) for one in (fitted, tune(fitted, latents, pictures, 12))]
-    assert cosines[0] > 0.55
-    assert cosines[1] > 0.68
+    tuned = tune(fitted, latents, pictures, steps=12)
+    cosines = [float((one.tower(encoded(fresh)) * true).sum(-1).mean()) for one in (fitted, tuned)]
     constant = F.normalize(reward.embed_images(pictures).mean(0), dim=0)
     assert (true @ constant).mean() < 0.25
-    print("COS", cosines)
+    assert cosines[0] > 0.55
+    assert cosines[1] > 0.68
 
 
 WRONG = {
@@ -217,6 +225,7 @@ WRONG = {
     "shape": (lambda bent, z, x: stitch(bent, z[0], x), r"latents \(4, 8, 8\) with 40 pictures"),
     "pictures": (lambda bent, z, x: stitch(bent, z, 2 * x - 1), r"expected \[0, 1\]"),
     "few": (lambda bent, z, x: stitch(bent, z, x), "35 pictures to fit make 34 equations for 64 unknowns"),
+    "one": (lambda bent, z, x: stitch(bent, z[:1], x[:1]), r"latents \(1, 4, 8, 8\) with 1 pictures.*at least two"),
     "layer 0": (lambda bent, z, x: stitch(bent, z, x, layer=0), "layer = 0: expected 1 to 3"),
     "layer 4": (lambda bent, z, x: stitch(bent, z, x, layer=4), "layer = 4: expected 1 to 3"),
     "proportions": (lambda bent, z, x: stitch(bent, z[..., :6], x), "latents of 8 x 6 for a layer of 4 x 4 tokens"),
