@@ -72,10 +72,20 @@ def style_accuracy(images: Tensor, styles: Sequence[str]) -> float:
 def kid(images: Tensor, real: Tensor) -> float:
     """Kernel distance (arXiv 1801.01401), unbiased MMD^2 with kernel (x.y + 1)^3 on judge embeddings, times 1000.
 
-    Near 0, below it too, when both sets have one distribution.
+    Near 0, below it too, when both sets have one distribution. The sets may differ in size. Raises ValueError for a set
+    of fewer than two pictures.
     """
-    from torchmetrics.image.kid import poly_mmd
+    if min(len(images), len(real)) < 2:
+        raise ValueError(f"{len(images)} pictures against {len(real)}: expected at least two of each.")
+    x, y = (Judge().embed_images(pictures).double() for pictures in (images, real))
+    return 1000 * float(_among(x) + _among(y) - 2 * _kernel(x, y).mean())
 
-    return 1000 * float(
-        poly_mmd(Judge().embed_images(images), Judge().embed_images(real), degree=3, gamma=1.0, coef=1.0)
-    )
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T + 1) ** 3
+
+
+def _among(x: Tensor) -> Tensor:
+    """Mean kernel of all pairs of different rows."""
+    k = _kernel(x, x)
+    return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
