@@ -71,7 +71,7 @@ def _places(module: nn.Module) -> tuple[str, ...] | None:
 @contextmanager
 def _left_out(block: nn.Module) -> Iterator[None]:
     """While active, a block returns what it is given."""
-    own, places, signature = vars(block).get("forward"), _places(block), inspect.signature(block.forward)
+    own, places, signature = vars(block).get("forward"), _places(block) or (), inspect.signature(block.forward)
 
     def through(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
