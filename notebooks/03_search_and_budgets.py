@@ -26,7 +26,7 @@ from IPython.display import display
 
 import steer
 from steer import bench, gradients, guidance, rewards
-from steer.bench.report import curves_of
+from steer.bench.report import curves_of, points_of
 from steer.diffusion.denoise import GaussianMixture
 from steer.diffusion.schedule import vp
 from steer.draw import contact_sheet
@@ -44,10 +44,10 @@ plt.rcParams |= {"figure.dpi": 72, "axes.spines.top": False, "axes.spines.right"
 # %%
 METHODS = ["best-of-n-ode", "code-published", "code:block=2", "svdd", "smc", "funnel", "beam:block=2", "demon"]
 cells, _ = bench.cells_of(["toy-modes"], METHODS, budgets=[20, 40, 80, 160, 320], seeds=2, prompts=8)
-panel, curves = next(iter(curves_of([bench.run(cell) for cell in cells]).items()))
+panel, every = next(iter(points_of([bench.run(cell) for cell in cells]).items()))
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.2), sharey=True, layout="constrained")
-for name, points in curves.items():
+for name, points in curves_of(every).items():
     style = "--" if name == bench.BASELINE else "-"
     left.plot([p.cost for p in points], [p.target.mean for p in points], f"o{style}", ms=4, label=name)
     right.plot([p.divergence.mean for p in points], [p.target.mean for p in points], f"o{style}", ms=4)

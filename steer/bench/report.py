@@ -35,7 +35,7 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """A method's best setting at a budget, over all seeds.
+    """One setting of a method at a budget, over all seeds.
 
     target, judge, diversity   means with bootstrap intervals over the prompts
     divergence, kid            mean, least and greatest of the seeds: each is one number a seed
@@ -43,6 +43,7 @@ class Point:
     """
 
     spec: str
+    budget: int
     seeds: int
     target: Interval
     judge: Interval
@@ -65,22 +66,29 @@ class Point:
 Curves = dict[str, list[Point]]
 
 
-def curves_of(rows: Sequence[Row]) -> dict[Panel, Curves]:
-    """Panel -> method -> points by budget, those that spend least first."""
+def points_of(rows: Sequence[Row]) -> dict[Panel, list[Point]]:
+    """Panel -> every setting of every method at every budget, least budgets first."""
     cells: dict[tuple[Panel, int, str], list[Row]] = {}
     for row in rows:
         cell = row["cell"]
         panel = Panel(*(cell[name] for name in PANEL))
         cells.setdefault((panel, cell["budget"], cell["method"]), []).append(row)
-    best: dict[tuple[Panel, str, int], Point] = {}
-    for (panel, budget, _), same in cells.items():
-        point = _point(same)
-        key = (panel, point.method, budget)
+    found: dict[Panel, list[Point]] = {}
+    for (panel, _, _), same in sorted(cells.items(), key=lambda item: item[0][1]):
+        found.setdefault(panel, []).append(_point(same))
+    return found
+
+
+def curves_of(points: Sequence[Point]) -> Curves:
+    """Method -> its best setting at every budget, least budgets first."""
+    best: dict[tuple[str, int], Point] = {}
+    for point in points:
+        key = (point.method, point.budget)
         if key not in best or point.target.mean > best[key].target.mean:
             best[key] = point
-    found: dict[Panel, Curves] = {}
-    for (panel, name, _), point in sorted(best.items(), key=lambda item: item[0][2]):
-        found.setdefault(panel, {}).setdefault(name, []).append(point)
+    found: Curves = {}
+    for (name, _), point in best.items():
+        found.setdefault(name, []).append(point)
     return found
 
 
@@ -97,6 +105,7 @@ def _point(rows: Sequence[Row]) -> Point:
 
     return Point(
         spec=rows[0]["cell"]["method"],
+        budget=rows[0]["cell"]["budget"],
         seeds=len(rows),
         **{name: over_prompts(name) for name in ("target", "judge", "diversity")},
         divergence=over_seeds("divergence"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steer.bench.report import Curves, Panel, goal_of, reaches
+from steer.bench.methods import BASELINE, PUBLISHED
+from steer.bench.report import Curves, Panel, Point, curves_of, goal_of, reaches
 from steer.measure import interval
 
 BRIEF = ("method", "target", "judge", "divergence", "rows")
@@ -33,51 +34,48 @@ def lines_of(curves: Curves, reference: str, brief: bool = False) -> list[dict[s
     return lines
 
 
-def ahead_of(curves: Curves, reference: str) -> list[dict[str, str]]:
-    """Column -> text for the reference at its best, and for every method at the least budget that reaches it.
+def ahead_of(points: Sequence[Point], reference: str) -> list[dict[str, str]]:
+    """Column -> text for the reference at its best, and for every other setting at the least budget that reaches it.
 
     Nothing is interpolated. The difference of the judge's scores is paired, prompt by prompt.
     """
-    best = max(curves[reference], key=lambda point: point.target.mean)
+    best = max((p for p in points if p.method == reference), key=lambda p: p.target.mean)
+    first: dict[str, Point] = {}
+    for p in points:
+        if p.method != reference and p.target.mean >= best.target.mean:
+            first.setdefault(p.spec, p)
     lines = []
-    for name, points in curves.items():
-        there = [best] if name == reference else [p for p in points if p.target.mean >= best.target.mean]
-        if there:
-            p = there[0]
-            same = p.judged.shape == best.judged.shape
-            judge = interval((p.judged - best.judged).mean(1)) if p is not best and same else None
-            lines.append(
-                (
-                    p.cost,
-                    {
-                        "method": p.spec,
-                        "rows": f"{p.cost:.0f}",
-                        "of the rows": f"{p.cost / best.cost:.2f}",
-                        "target": str(p.target),
-                        "judge": str(p.judge),
-                        f"judge - {reference}": "" if judge is None else str(judge),
-                        "kid": "" if p.kid is None else str(p.kid),
-                    },
-                )
-            )
-    return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+    for p in sorted((best, *first.values()), key=lambda p: p.cost):
+        paired = p is not best and p.judged.shape == best.judged.shape
+        line = {
+            "method": p.spec,
+            "rows": f"{p.cost:.0f}",
+            "of the rows": f"{p.cost / best.cost:.2f}",
+            "target": str(p.target),
+            "judge": str(p.judge),
+            f"judge - {reference}": str(interval((p.judged - best.judged).mean(1))) if paired else "",
+            "kid": "" if p.kid is None else str(p.kid),
+        }
+        lines.append(line)
+    return lines
 
 
-def markdown(panels: dict[Panel, Curves], references: dict[Panel, str]) -> str:
-    """All tables."""
+def reference_of(points: Sequence[Point]) -> str:
+    """The method that the others are measured by: CoDe as published, or the baseline where that was not run."""
+    return PUBLISHED if any(p.method == PUBLISHED for p in points) else BASELINE
+
+
+def markdown(panels: dict[Panel, list[Point]], whole: bool = True) -> str:
+    """The tables of all panels: the whole of them, or what reaches the reference alone."""
     parts = []
-    for panel, curves in panels.items():
-        lines, ahead = lines_of(curves, references[panel]), ahead_of(curves, references[panel])
-        seeds = min(point.seeds for points in curves.values() for point in points)
-        parts.append(
-            f"**{panel}**: {panel.prompts} prompts x {panel.images} pictures x {seeds} seeds, every method at its "
-            "largest budget and best setting\n"
-        )
-        parts += [
-            _table(lines),
-            f"What reaches {references[panel]} at its best, and with how many rows\n",
-            _table(ahead),
-        ]
+    for panel, points in panels.items():
+        reference, seeds = reference_of(points), min(point.seeds for point in points)
+        of = f"**{panel}**: {panel.prompts} prompts x {panel.images} pictures x {seeds} seeds, "
+        if whole:
+            lines = lines_of(curves_of(points), reference)
+            parts += [f"{of}every method at its largest budget and best setting\n", _table(lines)]
+        of = "" if whole else of
+        parts += [f"{of}what reaches {reference} at its best\n", _table(ahead_of(points, reference))]
     return "\n".join(parts)
 
 

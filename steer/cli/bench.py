@@ -13,7 +13,7 @@ from tyro.conf import subcommand
 
 if TYPE_CHECKING:
     from steer.bench import Cell
-    from steer.bench.report import Curves, Panel
+    from steer.bench.report import Panel, Point
 
 BEGIN, END = "<!-- steer bench report -->", "<!-- end of steer bench report -->"
 
@@ -130,10 +130,11 @@ class Report:
     """folder of results.jsonl"""
     into: Path | None = None
     """a Markdown file whose part between `<!-- steer bench report -->` and `<!-- end of steer bench report -->` is
-    replaced by the tables"""
+    replaced by the tables of what reaches CoDe as published"""
 
     def run(self) -> None:
         from steer.bench.plots import figures
+        from steer.bench.report import curves_of
         from steer.bench.tables import markdown
         from steer.cli import record, show
         from steer.draw import save_png
@@ -143,13 +144,12 @@ class Report:
                 f"there is no results.jsonl in {self.out}; run `steer bench search --out {self.out}` first."
             )
         page = None if self.into is None else _page(self.into)
-        panels, references = _print(record.Rows(self.out / "results.jsonl").rows)
-        text = markdown(panels, references)
-        (record.folder(self.out) / "table.md").write_text(text)
-        for name, figure in figures(panels).items():
+        panels = _print(record.Rows(self.out / "results.jsonl").rows)
+        (record.folder(self.out) / "table.md").write_text(markdown(panels))
+        for name, figure in figures({panel: curves_of(points) for panel, points in panels.items()}).items():
             save_png(figure, self.out / name)
         if page is not None:
-            self.into.write_text(f"{page[0]}{BEGIN}\n{text}{END}{page[1]}")
+            self.into.write_text(f"{page[0]}{BEGIN}\n{markdown(panels, whole=False)}{END}{page[1]}")
         show.console.print(f"wrote reward-rows.png, reward-divergence.png and table.md to {self.out}")
 
 
@@ -193,19 +193,18 @@ def _page(path: Path) -> tuple[str, str]:
     return before, after
 
 
-def _print(rows: Iterable[dict[str, Any]]) -> tuple[dict[Panel, Curves], dict[Panel, str]]:
-    """Print a table for every panel; returns the panels, and the method that each measures the others by."""
-    from steer.bench import BASELINE, PUBLISHED
-    from steer.bench.report import curves_of
-    from steer.bench.tables import ahead_of, lines_of
+def _print(rows: Iterable[dict[str, Any]]) -> dict[Panel, list[Point]]:
+    """Print two tables for every panel; returns the panels."""
+    from steer.bench.report import curves_of, points_of
+    from steer.bench.tables import ahead_of, lines_of, reference_of
     from steer.cli import show
 
-    panels = curves_of(list(rows))
-    references = {panel: PUBLISHED if PUBLISHED in curves else BASELINE for panel, curves in panels.items()}
-    for panel, curves in panels.items():
+    panels = points_of(list(rows))
+    for panel, points in panels.items():
+        reference = reference_of(points)
         for title, lines in (
-            (f"{panel}: largest budget, best setting", lines_of(curves, references[panel], brief=True)),
-            (f"what reaches {references[panel]} at its best", ahead_of(curves, references[panel])),
+            (f"{panel}: largest budget, best setting", lines_of(curves_of(points), reference, brief=True)),
+            (f"what reaches {reference} at its best", ahead_of(points, reference)),
         ):
             show.table(f"\n{title}", list(lines[0]), [list(line.values()) for line in lines])
-    return panels, references
+    return panels

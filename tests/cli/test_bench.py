@@ -13,7 +13,7 @@ import torch
 from steer import bench
 from steer.bench import BASELINE, METHODS, Cell, Entry, cells_of, method, run
 from steer.bench.prompts import prompts_of
-from steer.bench.report import curves_of, goal_of, reaches
+from steer.bench.report import curves_of, goal_of, points_of, reaches
 from steer.bench.spec import specs
 from steer.bench.tables import ahead_of
 from steer.cli import main, record
@@ -82,17 +82,18 @@ def test_the_baseline_is_always_there_and_rows_replay(done):
 
 
 def test_search_pays(done):
-    curves = next(iter(curves_of(done[1]).values()))
+    curves = curves_of(next(iter(points_of(done[1]).values())))
     code, base = (curves[name][-1].target for name in ("code", BASELINE))
     assert code.low > base.high
     assert reaches(curves["code"], goal_of(curves, BASELINE)) < curves[BASELINE][-1].cost
 
 
 def test_what_is_ahead_is_measured_not_interpolated(done):
-    curves = next(iter(curves_of(done[1]).values()))
+    points = next(iter(points_of(done[1]).values()))
+    curves = curves_of(points)
     best = max(curves[BASELINE], key=lambda point: point.target.mean)
     first = next(point for point in curves["code"] if point.target.mean >= best.target.mean)
-    ours, theirs = ahead_of(curves, BASELINE)
+    ours, theirs = ahead_of(points, BASELINE)
     assert (ours["method"], ours["rows"]) == ("code:block=2", f"{first.cost:.0f}")
     assert ours["of the rows"] == f"{first.cost / best.cost:.2f}"
     assert float(ours["of the rows"]) < 1
@@ -180,7 +181,11 @@ def test_report_draws_and_writes_tables(done, tmp_path):
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert table in text
+    ahead = table.partition("what reaches best-of-n-ode at its best\n")[2]  # of two tables the page has the second
+    assert ahead.count("\n| ") == 4
+    assert ahead in text
+    assert "largest budget" in table
+    assert "largest budget" not in text
     assert "old" not in text
 
 
@@ -190,7 +195,7 @@ def test_curves_take_the_best_setting_at_each_budget(done):
         return {**row, "cell": cell, "target": [t + (1 if cell["budget"] > 16 else -1) for t in row["target"]]}
 
     rows = [row for row in done[1] if row["cell"]["method"] == "code:block=2"]
-    points = next(iter(curves_of([*rows, *map(other, rows)]).values()))["code"]
+    points = curves_of(next(iter(points_of([*rows, *map(other, rows)]).values())))["code"]
     assert [p.spec for p in points] == ["code:block=2"] * 3 + ["code:block=1"] * 2
     half = points[0].target.mean / 2 + points[1].target.mean / 2
     assert reaches(points, half) == pytest.approx((points[0].cost * points[1].cost) ** 0.5)
