@@ -32,6 +32,7 @@ FORBIDDEN = {
     f"{WING}.solve": (PARTS, ()),
     f"{WING}.denoise": (PARTS, ()),
     f"{WING}.schedule": (PARTS, ()),
+    f"{WING}.attention": (PARTS, ()),
     f"{WING}.loop": (PARTS[:2], ()),
     f"{WING}.controllers": (PARTS[1:], ()),
     f"{WING}.pipelines": (PARTS[:1], ()),

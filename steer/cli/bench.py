@@ -72,7 +72,7 @@ class Search:
                 if isinstance(answer, Exception):
                     failed.append((cell, answer))
                 else:
-                    rows.add([answer])
+                    rows.add(answer)
                 bars.update(task, advance=1, description=f"{cell.method} {cell.reward} {cell.budget}"[:34])
         if rows.rows:
             _print(rows.rows)

@@ -39,28 +39,44 @@ def config(command: Any) -> dict[str, Any]:
 
 
 class Rows:
-    """A results.jsonl: rows already there are read, a new row is on the disk before the next is begun."""
+    """A results.jsonl: rows already there are read, a new row is on the disk before the next is begun.
+
+    A killed run may leave a part of its last line: that is no row, and is taken away when the next row comes. Raises
+    ValueError for any other line that is no JSON.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with suppress(json.JSONDecodeError):  # a killed run may leave half a line
-                    self.rows.append(json.loads(line))
+        *lines, self._rest = (path.read_bytes() if path.exists() else b"").split(b"\n")
+        self.rows = [self._read(k, line) for k, line in enumerate(lines, 1) if line.strip()]
+        with suppress(ValueError):  # a whole row that lacks no more than the end of its line is kept
+            self.rows.append(json.loads(self._rest))
 
     def find(self, **wanted: Any) -> list[dict[str, Any]]:
         """The rows whose fields have these values."""
         return [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows; a killed run leaves the file as it was or with all of them."""
-        self.replace([*self.rows, *rows])
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        if self._rest:
+            self.replace(self.rows)
+        with self.path.open("ab") as file:
+            file.write(_line(row))
+        self.rows.append(row)
 
     def replace(self, rows: list[dict[str, Any]]) -> None:
-        """Put these rows in place of what was there."""
-        self.rows = rows
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        """Put these rows in place of what was there; a killed run leaves the one or the other."""
         part = self.path.with_suffix(".part")
-        part.write_text(text)
+        part.write_bytes(b"".join(map(_line, rows)))
         os.replace(part, self.path)
+        self.rows, self._rest = [*rows], b""
+
+    def _read(self, k: int, line: bytes) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{self.path}, line {k} is no JSON: {error}. Delete it, and it is run again.") from error
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"

@@ -90,12 +90,39 @@ def test_demo_spends_the_same_rows_on_every_method(tmp_path):
     assert {"contact-sheet.png", "lineage.png"} <= set(os.listdir(tmp_path))
 
 
-def test_rows_survive_a_killed_run(tmp_path):
-    rows = record.Rows(tmp_path / "r.jsonl")
-    rows.add([{"a": 1}, {"a": 2}])
-    with open(tmp_path / "r.jsonl", "a") as file:
-        file.write('{"a": 3, "b')
-    again = record.Rows(tmp_path / "r.jsonl")
-    again.add([{"a": 4}])
-    assert [json.loads(line)["a"] for line in (tmp_path / "r.jsonl").read_text().splitlines()] == [1, 2, 4]
-    assert again.find(a=2) == [{"a": 2}]
+def added(path, rows: list[dict]) -> record.Rows:
+    found = record.Rows(path)
+    for row in rows:
+        found.add(row)
+    return found
+
+
+def test_a_row_is_appended(tmp_path):
+    """What is on the disk stays there untouched, however long it has become."""
+    path = tmp_path / "r.jsonl"
+    rows = added(path, [{"a": 1}])
+    before = path.stat().st_ino
+    rows.add({"a": 2})
+    assert path.stat().st_ino == before
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows.rows == [{"a": 1}, {"a": 2}]
+    assert rows.find(a=2) == [{"a": 2}]
+
+
+def test_a_run_killed_at_any_byte_loses_and_doubles_nothing(tmp_path):
+    path, rows = tmp_path / "r.jsonl", [{"a": 1}, {"a": "é\u2028\x85"}, {"a": {"b": 3}}]
+    added(path, rows)
+    text = path.read_bytes()
+    for cut in range(len(text) + 1):
+        path.write_bytes(text[:cut])
+        kept = record.Rows(path).rows
+        assert len(kept) >= text[:cut].count(b"\n")
+        assert path.read_bytes() == text[:cut]  # to read is not to write: the run may be going on
+        added(path, [*rows[len(kept) :], {"a": 4}])
+        assert path.read_bytes() == text + b'{"a": 4}\n'
+
+
+def test_a_broken_line_that_no_kill_leaves_is_named(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": \n{"a": 3}\n')
+    with pytest.raises(ValueError, match=r"r\.jsonl, line 3 is no JSON.* run again"):
+        record.Rows(path)

@@ -89,7 +89,7 @@ def seg_oracle(make) -> None:
     class MeanQuery(PerturbedAttention):
         def wrap(self, denoiser):
             def perturbed(x, level, cond):
-                handles = [m.to_q.register_forward_hook(mean) for m in self._modules()]
+                handles = [m.to_q.register_forward_hook(mean) for m in (site.module for site in self._sites())]
                 answer = denoiser(x, level, cond)
                 for handle in handles:
                     handle.remove()

@@ -13,15 +13,22 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import vae
+from . import sd, vae
 from .files import write_folder
-from .fit import Fit, fit, seeded
+from .fit import Fit, fit, restored, seeded
 from .sd import DROP, bank, tokens_of
 from .words import CONTEXT, tokenizer
 
 WIDTH = 192
-TEXT = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT_2 = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+TEXT = sd.TEXT
+TEXT_2 = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "projection_dim": 32,
+    "max_position_embeddings": CONTEXT,
+}
 JOINT = TEXT["hidden_size"] + TEXT_2["hidden_size"]
 TRANSFORMER = {
     "sample_size": 16,
@@ -38,7 +45,7 @@ TRANSFORMER = {
     "qk_norm": "rms_norm",
 }
 BATCH = 64
-BLANKS, FULL = 256, 1 / 8  # zero rows that stand for the absent T5 in a stock call; the share of batches with so many
+BLANKS, FULL = 256, 1 / 32  # zero rows that stand for the absent T5 in a stock call; the share of batches with so many
 
 
 class Denoiser(nn.Module):
@@ -76,8 +83,14 @@ def _text(size: dict[str, int]) -> Any:
         "eos_token_id": words.eos_token_id,
         "pad_token_id": words.pad_token_id,
     }
-    config = {"vocab_size": len(words), "max_position_embeddings": CONTEXT, "projection_dim": size["hidden_size"]}
-    return CLIPTextModelWithProjection(CLIPTextConfig(**size, **config, **ends))
+    return CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=len(words), **size, **ends))
+
+
+@torch.no_grad()
+def begin_with_words(model: Denoiser, teacher: sd.Denoiser) -> None:
+    """Take over the trained text encoder of emoji-sd: what a name means need not be learnt twice."""
+    model.text.text_model.load_state_dict(teacher.text.state_dict())
+    nn.init.eye_(model.text.text_projection.weight)
 
 
 @torch.no_grad()
@@ -139,6 +152,7 @@ def train(cache: Path, minutes: float, until: int | None = None) -> None:
     config = Fit(minutes=minutes, lr=1e-3, ema=0.999, seed=6)
     with seeded(6):
         start = Denoiser()
+    begin_with_words(start, restored("emoji-sd", sd.Denoiser(sd.CHANNELS), cache))
     model = fit("emoji-flow", start, make_loss(latents, tokens), config, cache, until)
     whole = pipeline(model, autoencoder).to(torch.float16)
     write_folder("emoji-flow", lambda folder: whole.save_pretrained(folder))

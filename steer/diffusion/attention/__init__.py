@@ -1,0 +1,20 @@
+"""Attention features of a pipeline's network: named sites, and what is done at them while a controller is at work."""
+
+from steer.diffusion.attention.attending import Ask, Attend, Edit, attending
+from steer.diffusion.attention.maps import TokenMaps, grid, probabilities
+from steer.diffusion.attention.rows import beside, groups
+from steer.diffusion.attention.sites import Site, sites
+
+__all__ = [
+    "Ask",
+    "Attend",
+    "Edit",
+    "Site",
+    "TokenMaps",
+    "attending",
+    "beside",
+    "grid",
+    "groups",
+    "probabilities",
+    "sites",
+]
