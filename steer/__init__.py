@@ -23,8 +23,9 @@ from steer.diffusion.controllers import (
     svdd,
 )
 from steer.diffusion.loop import finished, sample
-from steer.diffusion.pipelines import Steered, attach, denoiser_of
+from steer.diffusion.pipelines import Steered, attach, denoiser_of, invert, reconstruct, record
 from steer.diffusion.state import Level, State
+from steer.diffusion.trajectory import Trajectory
 from steer.zoo import load
 
 try:
@@ -38,6 +39,7 @@ __all__ = [
     "Search",
     "State",
     "Steered",
+    "Trajectory",
     "attach",
     "beam",
     "best_of_n",
@@ -51,9 +53,12 @@ __all__ = [
     "gradients",
     "guidance",
     "halving",
+    "invert",
     "load",
     "noise_search",
     "paths",
+    "reconstruct",
+    "record",
     "rewards",
     "rollover",
     "sample",

@@ -71,6 +71,7 @@ class Family:
     sign         the scheduler is given this times the network's output
     rowless      arguments of the network that hold no rows, though they may be as long
     unpack       (pipe, latents, given) -> latents (b, channels, height, width)
+    pack         (pipe, latents (b, channels, height, width)) -> latents as the network takes them
     upcasts      a decoder in half precision that asks for it decodes in full precision
     """
 
@@ -85,6 +86,7 @@ class Family:
     sign: float = 1.0
     rowless: tuple[str, ...] = ()
     unpack: Callable[[Any, Tensor, Given], Tensor] = lambda pipe, latents, given: latents
+    pack: Callable[[Any, Tensor], Tensor] = lambda pipe, latents: latents
     upcasts: bool = False
 
     @property
@@ -116,6 +118,24 @@ def decoded(pipe: Any, family: Family, decode: Callable[..., Any], latents: Tens
 def pictures(pipe: Any, family: Family, decode: Callable[..., Any], given: Given, latents: Tensor) -> Tensor:
     """Latents (b, ...) -> pictures (b, 3, h, w), float in [0, 1], by the decoder's `decode`."""
     return (decoded(pipe, family, decode, latents, given) * 0.5 + 0.5).clamp(0, 1).float()
+
+
+def encoded(pipe: Any, family: Family, images: Any) -> Tensor:
+    """Pictures as the pipeline's image processor takes them -> latents (b, ...): the encoder's mode, scaled."""
+    pixels = pipe.image_processor.preprocess(images).to(pipe.vae.device, pipe.vae.dtype)
+    made = pipe.vae.encode(pixels)
+    latents = made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latent
+    return family.pack(pipe, _from_encoder(pipe, latents))
+
+
+def _from_encoder(pipe: Any, latents: Tensor) -> Tensor:
+    """The inverse of `_to_decoder`: (latents - mean or shift_factor) * scaling_factor (/ std)."""
+    config = pipe.vae.config
+    mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+        return (latents - mean) * config.scaling_factor / std
+    return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
 def _to_decoder(pipe: Any, latents: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ def _unpack(pipe: Any, latents: Tensor, given: Given) -> Tensor:
     return pipe._unpack_latents(latents, given["height"], given["width"], pipe.vae_scale_factor)
 
 
+def _pack(pipe: Any, latents: Tensor) -> Tensor:
+    return pipe._pack_latents(latents, *latents.shape)
+
+
 FLUX = Family(
     "FluxPipeline",
     "transformer",
@@ -28,4 +32,5 @@ FLUX = Family(
     time=lambda pipe, t: t / 1000,
     rowless=("txt_ids", "img_ids"),
     unpack=_unpack,
+    pack=_pack,
 )

@@ -48,7 +48,7 @@ def predicted_x0(scheduler: Any, prediction: Tensor, x: Tensor, level: Level) ->
     x / sqrt(1 + sigma^2), it is x / (1 + sigma^2) - v sigma / sqrt(1 + sigma^2). flow: x - sigma v.
     Raises ValueError for an unknown prediction type, and for epsilon at alpha = 0.
     """
-    kind = _prediction_type(scheduler)
+    kind = prediction_type(scheduler)
     if kind == "flow_prediction":
         x0 = x - level.sigma * prediction
     elif kind != "v_prediction":
@@ -63,13 +63,14 @@ def predicted_x0(scheduler: Any, prediction: Tensor, x: Tensor, level: Level) ->
 
 def prediction_for(scheduler: Any, x0: Tensor, x: Tensor, level: Level) -> Tensor:
     """The model prediction that means this x0: the inverse of `predicted_x0`, for sigma > 0."""
-    kind, scale = _prediction_type(scheduler), input_scale(scheduler, level)
+    kind, scale = prediction_type(scheduler), input_scale(scheduler, level)
     if kind == "v_prediction":
         return from_x0(x0, x / scale, Level(level.alpha / scale, level.sigma / scale), kind)
     return from_x0(x0, x, level, kind)
 
 
-def _prediction_type(scheduler: Any) -> str:
+def prediction_type(scheduler: Any) -> str:
+    """What the scheduler takes its model to predict: one of `denoise.KINDS`."""
     kind = scheduler.config.get("prediction_type", "flow_prediction")
     return "sample" if kind == "original_sample" else kind
 
