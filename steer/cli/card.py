@@ -46,8 +46,9 @@ def psnr(pipe: Any, images: Tensor) -> float:
     return float((-10 * (decoded - images).square().flatten(1).mean(1).log10()).mean())
 
 
-def generate(pipe: Any, names: list[str], command: Check) -> Tensor:
+def generate(model: str, pipe: Any, names: list[str], command: Check) -> Tensor:
     """(names x styles, 3, 64, 64): every name in every style, style by style."""
+    options = {"num_inference_steps": command.steps, "guidance_scale": command.guidance, **zoo.CALLS.get(model, {})}
     prompts = [caption(name, style) for style in STYLES for name in names]
     generator, parts = torch.Generator().manual_seed(command.seed), []
     pipe.set_progress_bar_config(disable=True)
@@ -55,7 +56,6 @@ def generate(pipe: Any, names: list[str], command: Check) -> Tensor:
         task = bars.add_task("pictures", total=len(prompts))
         for k in range(0, len(prompts), 32):
             batch = prompts[k : k + 32]
-            options = {"num_inference_steps": command.steps, "guidance_scale": command.guidance}
             parts.append(pipe(batch, generator=generator, output_type="pt", **options).images.float())
             bars.advance(task, len(batch))
     return torch.cat(parts)
@@ -73,7 +73,7 @@ def check(command: Check) -> None:
     chosen = torch.linspace(0, len(every) - 1, command.names).round().long()
     names = [every[k] for k in chosen]
     seen, held = split(), (~split()).nonzero()
-    made = {name: generate(pipe, names, command) for name, pipe in pipes.items()}
+    made = {name: generate(name, pipe, names, command) for name, pipe in pipes.items()}
     real, unseen = compose(pictures[:, chosen].flatten(0, 1)), compose(pictures[held[:, 0], held[:, 1]])
     styles = [style for style in STYLES for _ in names]
     columns = {
