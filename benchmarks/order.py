@@ -9,7 +9,6 @@ orders the same. Writes benchmarks/results/order.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ import tyro
 from torch import Tensor
 
 import steer
+from benchmarks.output import part_of, tabulate, write
 from benchmarks.timing import alternating, ratio
 from steer.bench.published import code_as_published
-from steer.cli import record, show
+from steer.cli import record
 from steer.diffusion.loop import finished
 from steer.diffusion.state import State
 from steer.rewards import Reward
@@ -50,6 +50,8 @@ class Order:
     guidance: float = 3.0
     rounds: int = 9
     results: Path = Path("benchmarks/results")
+    into: Path | None = None
+    """a Markdown page; the table goes between its `<!-- python -m benchmarks.order -->` and the end of that"""
 
 
 def orders(bench: Order, denoiser: object, reward: Reward, block: int) -> dict[str, Callable[[], State]]:
@@ -73,6 +75,7 @@ def orders(bench: Order, denoiser: object, reward: Reward, block: int) -> dict[s
 def main(bench: Order) -> None:
     """Measure, print and write."""
     record.folder(bench.results)
+    part = part_of(bench)
     pipe = steer.load("emoji")
     denoiser = steer.denoiser_of(pipe, ["a red apple"], num_inference_steps=bench.steps, guidance_scale=bench.guidance)
     calls, table = {}, []
@@ -92,10 +95,8 @@ def main(bench: Order) -> None:
                     **ratio(times[name, block, "published"], times[name, block, "ours"]),
                 }
             )
-    columns = list(table[0])
-    show.table("published / ours, seconds", columns, [[str(line[name]) for name in columns] for line in table])
-    row = {"config": record.config(bench), **record.origin(), "table": table}
-    (bench.results / "order.json").write_text(json.dumps(row, indent=1) + "\n")
+    tabulate(table, "published / ours, seconds", part)
+    write(bench, {"table": table})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ looks and gathers. Writes benchmarks/results/overhead.json.
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import tyro
 from torch import Tensor
 
 import steer
+from benchmarks.output import write
 from benchmarks.timing import alternating, ratio
 from steer.cli import record, show
 from steer.rewards import Reward
@@ -61,13 +61,11 @@ def main(bench: Overhead) -> None:
 
     times = alternating({"plain": plain, "attached": attached}, bench.rounds)
     found = ratio(times["attached"], times["plain"])
-    content = {"plain seconds": statistics.median(times["plain"]), **found}
     low, high = found["quartiles"]
     show.console.print(
         f"attached / plain = {found['ratio']:.3f}, quartiles {low:.3f} to {high:.3f}, of {bench.rounds} rounds"
     )
-    row = {"config": record.config(bench), **record.origin(), **content}
-    (bench.results / "overhead.json").write_text(json.dumps(row, indent=1) + "\n")
+    write(bench, {"plain seconds": statistics.median(times["plain"]), **found})
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from steer import measure
-from steer.cli import show
+from steer.compare import METHODS
 
-METHODS = ("plain", "best-of-n", "code")
+COLUMNS = ("reward", "method", "target", "target - plain", "judge", "judge - plain", "diversity", "rows", "decodes")
+"""What of an entry is shown."""
 
 
 def values(rows: list[dict[str, Any]], field: str, method: str, reward: str) -> Tensor:
@@ -27,7 +28,7 @@ def diversities(pictures: list[list[dict[str, Tensor]]], method: str, reward: st
 
 
 def summarise(rows: list[dict[str, Any]], pictures: list[list[dict[str, Tensor]]]) -> list[dict[str, Any]]:
-    """Print and return one entry a method and reward, with prompts as the bootstrap's units."""
+    """One entry a method and reward, with prompts as the bootstrap's units."""
     table = []
     for reward in dict.fromkeys(row["reward"] for row in rows):
         for method in METHODS:
@@ -41,14 +42,4 @@ def summarise(rows: list[dict[str, Any]], pictures: list[list[dict[str, Tensor]]
             table.append(entry)
         code, best = (values(rows, "target", m, reward) for m in ("code", "best-of-n"))
         table[-1]["target - best-of-n"] = measure.interval(code - best)
-    _print(table)
     return table
-
-
-def _print(table: list[dict[str, Any]]) -> None:
-    columns = ("target", "target - plain", "judge", "judge - plain", "diversity")
-    rows = [
-        [f"{e['reward']} / {e['method']}", *(str(e[c]) for c in columns), f"{e['rows']:.0f}", f"{e['decodes']:.0f}"]
-        for e in table
-    ]
-    show.table("emoji-sd at equal denoiser rows; 95 % intervals", ["", *columns, "rows", "decodes"], rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from steer.diffusion.controllers import best_of_n, code
 from steer.diffusion.ledger import Ledger
 from steer.diffusion.pipelines import Steered, SteeredOutput
 from steer.rewards import Reward
+from steer.rewards.border import unknown
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ METHODS: dict[str, Callable[[Reward, Budget], Sequence[Controller]]] = {
 def controllers_of(method: str, reward: Reward, budget: Budget) -> Sequence[Controller]:
     """The controllers of a method. Raises ValueError for an unknown one, with close matches."""
     if method not in METHODS:
-        near = get_close_matches(method, METHODS)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"no method is called {method!r}{hint} Expected one of {tuple(METHODS)}.")
+        raise unknown("method", method, METHODS)
     return METHODS[method](reward, budget)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 
 from steer.bench.cell import Cell
 from steer.bench.methods import BASELINE, METHODS
-from steer.bench.spec import method, specs
-from steer.bench.worlds import branches, pictures, world_of
+from steer.bench.spec import Method, method, specs
+from steer.bench.worlds import World, branches, pictures, world_of
 from steer.compare import score
 
 
@@ -30,7 +29,7 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
             f"guidance {cell.guidance}: expected at least {wide * found.rows(size._replace(n=1))}."
         )
     began, peak = time.perf_counter(), Peak(device)
-    x, ledger = pictures(world, cell, size.n, lambda problem: found.solve(problem, reward, size), cell.seed)
+    x, ledger = pictures(world, cell, size.n, lambda problem: found.solve(problem, reward, size))
     seconds, megabytes = time.perf_counter() - began, peak.megabytes()
     count = x.shape[0] * x.shape[1]
     cost = {name: value / count for name, value in asdict(ledger).items() if name != "seconds"}
@@ -69,12 +68,11 @@ def cells_of(
 
     Raises ValueError for unknown names, and for a budget that is smaller than one trajectory.
     """
-    chosen = list(dict.fromkeys(s for name in (BASELINE, *(methods or METHODS)) for s in specs(name)))
-    parsed = {spec: method(spec) for spec in chosen}
+    chosen = {spec: method(spec) for name in (BASELINE, *(methods or METHODS)) for spec in specs(name)}
     steps = same.get("steps", Cell.steps)
     found, left_out = [], {}
     for model in models:
-        world = world_of(model, same.get("dtype", Cell.dtype))
+        world = world_of(model, same.get("dtype", Cell.dtype), "cpu")
         for scale in guidance if world.guided else (1.0,):
             one = branches(world, scale) * steps
             for budget in budgets or [one * k for k in (1, 2, 4, 8, 16)]:
@@ -84,35 +82,44 @@ def cells_of(
                         f"guidance {scale} are {one} rows."
                     )
                 for name, spec in itertools.product(rewards or tuple(world.rewards), chosen):
-                    if parsed[spec].entry.gradient and not world.reward(name).differentiable:
-                        left_out[f"{spec} takes gradients, and {name} has none"] = None
-                    elif parsed[spec].entry.guided and branches(world, scale) == 1:
-                        left_out[f"{spec} saves on guidance, and {model} has none at {scale}"] = None
-                    elif parsed[spec].size(budget, steps, branches(world, scale)).n < 1:
-                        left_out[f"{budget} rows do not pay for one trajectory of {spec}"] = None
+                    cell = Cell(model, spec, name, budget, scale, **same)
+                    if why := _unfit(cell, world, chosen[spec]):
+                        left_out[why] = None
                     else:
-                        world.reward(name)
-                        found += [Cell(model, spec, name, budget, scale, seed, **same) for seed in range(seeds)]
+                        found += [replace(cell, seed=seed) for seed in range(seeds)]
     return sorted(found, key=lambda cell: cell.seed), list(left_out)
+
+
+def _unfit(cell: Cell, world: World, found: Method) -> str | None:
+    """Why a cell cannot be run, if so."""
+    reward, wide = world.reward(cell.reward), branches(world, cell.guidance)
+    if found.entry.gradient and not reward.differentiable:
+        return f"{cell.method} takes gradients, and {cell.reward} has none"
+    if found.entry.guided and wide == 1:
+        return f"{cell.method} saves on guidance, and {cell.model} has none at {cell.guidance}"
+    if found.size(cell.budget, cell.steps, wide).n < 1:
+        return f"{cell.budget} rows do not pay for one trajectory of {cell.method}"
+    return None
 
 
 class Peak:
     """The most memory in use from here on: of the device, or of this process, where Linux lets that be reset."""
 
     def __init__(self, device: str):
-        self.device = device
+        self.device, self.known = device, True
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.known = False
 
     def megabytes(self) -> float | None:
-        """None where nobody keeps count."""
+        """None where nobody keeps count from here on."""
         if self.device.startswith("cuda"):
             return torch.cuda.max_memory_allocated(self.device) / 1e6
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM"):
-                    return int(line.split()[1]) / 1000
-        return None
+        if not self.known:
+            return None
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024 / 1e6

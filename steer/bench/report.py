@@ -13,7 +13,6 @@ from torch import Tensor
 from steer.measure import Interval, interval
 
 Row = dict[str, Any]
-PANEL = ("model", "reward", "guidance", "prompt_set", "steps", "prompts", "images", "dtype")
 
 
 class Panel(NamedTuple):
@@ -71,7 +70,7 @@ def points_of(rows: Sequence[Row]) -> dict[Panel, list[Point]]:
     cells: dict[tuple[Panel, int, str], list[Row]] = {}
     for row in rows:
         cell = row["cell"]
-        panel = Panel(*(cell[name] for name in PANEL))
+        panel = Panel(*(cell[name] for name in Panel._fields))
         cells.setdefault((panel, cell["budget"], cell["method"]), []).append(row)
     found: dict[Panel, list[Point]] = {}
     for (panel, _, _), same in sorted(cells.items(), key=lambda item: item[0][1]):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from steer.bench.methods import METHODS, Entry, Size
 from steer.bench.problem import Found, Problem
 from steer.diffusion.control import Controller
+from steer.rewards.border import unknown
 
 
 class Method(NamedTuple):
@@ -49,9 +49,7 @@ def method(spec: str) -> Method:
     """
     name, _, rest = spec.partition(":")
     if name not in METHODS:
-        near = get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"no method is called {name!r}{hint} Expected one of {tuple(METHODS)}.")
+        raise unknown("method", name, METHODS)
     entry = METHODS[name]
     first = 2 if entry.drive is None else 3
     known = list(inspect.signature(entry.drive or entry.make).parameters.values())[first:]

@@ -73,12 +73,13 @@ def markdown(panels: dict[Panel, list[Point]], whole: bool = True) -> str:
         of = f"**{panel}**: {panel.prompts} prompts x {panel.images} pictures x {seeds} seeds, "
         if whole:
             lines = lines_of(curves_of(points), reference)
-            parts += [f"{of}every method at its largest budget and best setting\n", _table(lines)]
+            parts += [f"{of}every method at its largest budget and best setting\n", table(lines)]
         of = "" if whole else of
-        parts += [f"{of}what reaches {reference} at its best\n", _table(ahead_of(points, reference))]
+        parts += [f"{of}what reaches {reference} at its best\n", table(ahead_of(points, reference))]
     return "\n".join(parts)
 
 
-def _table(lines: Sequence[dict[str, str]]) -> str:
+def table(lines: Sequence[dict[str, str]]) -> str:
+    """Lines of equal columns as Markdown."""
     cells = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"

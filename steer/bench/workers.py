@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 from typing import Any
 
@@ -28,8 +29,9 @@ def finished(
     ray      address of a cluster, or "local"; each task asks it for `cpus` and `gpus`
     work     importable by name, where it does not run in this process
 
-    A task whose worker dies is given to another one, up to `RETRIES` times. Raises ValueError for workers < 1, for
-    workers and ray together, for a cluster that cannot be reached, and where ray is not installed.
+    A task whose worker dies is given to another one, up to `RETRIES` times; among processes so is what ran beside it.
+    Raises ValueError for workers < 1, for workers and ray together, for a cluster that cannot be reached, and where ray
+    is not installed.
     """
     if workers < 1 or (ray is not None and workers > 1):
         raise ValueError(
@@ -50,21 +52,29 @@ def _tried(work: Work, task: Any) -> Any:
 
 
 def _pool(work: Work, tasks: Sequence[Any], workers: int) -> Answers:
-    """A dead worker breaks its whole pool: a new one goes on with what has no answer yet."""
-    left = dict(enumerate(tasks))
+    """A dead worker breaks its whole pool: a new one goes on with what has no answer yet, what ran by then last."""
+    left, broken = dict(enumerate(tasks)), BrokenProcessPool("every worker died before its first task")
     threads = max(1, (os.cpu_count() or 1) // workers)
-    for chance in range(RETRIES + 1):
+    for _ in range(RETRIES + 1):
         with ProcessPoolExecutor(workers, get_context("spawn"), _share, (threads,)) as pool:
-            futures = {pool.submit(_tried, work, task): k for k, task in left.items()}
+            futures: dict[Future[Any], int] = {}
             try:
+                with suppress(BrokenProcessPool):
+                    for k, task in left.items():
+                        futures[pool.submit(_tried, work, task)] = k
                 for future in as_completed(futures):
-                    answer = future.result()
+                    try:
+                        answer = future.result()
+                    except BrokenProcessPool as error:
+                        broken = error
+                        continue
                     yield left.pop(futures[future]), answer
-                return
-            except BrokenProcessPool as error:
-                broken = error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+        if not left:
+            return
+        waiting = list(left.items())  # in the order in which they are begun, so that the first ones had been
+        left = dict(waiting[workers:] + waiting[:workers])
     for task in left.values():
         yield task, broken
 

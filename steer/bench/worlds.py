@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class Pipeline:
         """Unsteered pictures of the same prompts from noise that no cell has, made once."""
         key = (cell.guidance, cell.steps, cell.prompt_set, cell.prompts, cell.images)
         if key not in self.base:
-            self.base[key], _ = pictures(self, cell, 1, lambda problem: problem.solve([], 1), BASE_SEED)
+            self.base[key], _ = pictures(self, replace(cell, seed=BASE_SEED), 1, lambda problem: problem.solve([], 1))
         return self.base[key]
 
 
@@ -84,8 +84,8 @@ World = Pipeline | Toy
 
 
 @functools.lru_cache(maxsize=1)
-def world_of(model: str, dtype: str = "float32", device: str = "cpu") -> World:
-    """A toy, an embedded pipeline, or one in a folder or on the hub.
+def world_of(model: str, dtype: str, device: str) -> World:
+    """A toy, an embedded pipeline, or one in a folder or on the hub; the last one is kept.
 
     Raises ValueError for a name that is none of these and for a dtype or a device that is not there.
     """
@@ -100,11 +100,11 @@ def world_of(model: str, dtype: str = "float32", device: str = "cpu") -> World:
     except RuntimeError as error:
         raise ValueError(f"{model} cannot be moved to device {device!r}: {error}") from error
     pipe.set_progress_bar_config(disable=True)
-    return Pipeline(pipe, {"max_sequence_length": 1} if model == "emoji-flow" else {})
+    return Pipeline(pipe, zoo.CALLS.get(model, {}))
 
 
 @torch.no_grad()
-def pictures(world: World, cell: Cell, n: int, solve: Callable[[Problem], Found], seed: int) -> tuple[Tensor, Ledger]:
+def pictures(world: World, cell: Cell, n: int, solve: Callable[[Problem], Found]) -> tuple[Tensor, Ledger]:
     """What `solve` makes of all prompts, (prompts, images, ...), as rewards see it, and the cost of all.
 
     The network sees at most `world.chunk` rows at a time, or one picture's.
@@ -113,7 +113,7 @@ def pictures(world: World, cell: Cell, n: int, solve: Callable[[Problem], Found]
     width = max(1, world.chunk // (n * branches(world, cell.guidance)))
     made, total = [], Ledger()
     for k in range(0, len(prompts), width):
-        generator = torch.Generator().manual_seed(1_000_003 * seed + k)
+        generator = torch.Generator().manual_seed(1_000_003 * cell.seed + k)
         problem = world.problem(prompts[k : k + width], cell, generator)
         found = solve(problem)
         made.append((found.x if problem.decode is None else problem.decode(found.x)).float().cpu())

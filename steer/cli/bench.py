@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from steer.bench import Cell
     from steer.bench.report import Panel, Point
 
-BEGIN, END = "<!-- steer bench report -->", "<!-- end of steer bench report -->"
-
 
 @dataclass(frozen=True)
 class Search:
@@ -137,19 +135,20 @@ class Report:
         from steer.bench.report import curves_of
         from steer.bench.tables import markdown
         from steer.cli import record, show
+        from steer.cli.page import Part
         from steer.draw import save_png
 
         if not (self.out / "results.jsonl").exists():
             raise ValueError(
                 f"there is no results.jsonl in {self.out}; run `steer bench search --out {self.out}` first."
             )
-        page = None if self.into is None else _page(self.into)
+        part = None if self.into is None else Part(self.into, "steer bench report")
         panels = _print(record.Rows(self.out / "results.jsonl").rows)
         (record.folder(self.out) / "table.md").write_text(markdown(panels))
         for name, figure in figures({panel: curves_of(points) for panel, points in panels.items()}).items():
             save_png(figure, self.out / name)
-        if page is not None:
-            self.into.write_text(f"{page[0]}{BEGIN}\n{markdown(panels, whole=False)}{END}{page[1]}")
+        if part is not None:
+            part.write(markdown(panels, whole=False))
         show.console.print(f"wrote reward-rows.png, reward-divergence.png and table.md to {self.out}")
 
 
@@ -182,15 +181,6 @@ def measured(cell: Cell, device: str) -> dict[str, Any]:
 
 def _key(cell: dict[str, Any]) -> str:
     return json.dumps(cell, sort_keys=True)
-
-
-def _page(path: Path) -> tuple[str, str]:
-    text = path.read_text() if path.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no place for the tables: write the lines {BEGIN!r} and {END!r} into it.")
-    return before, after
 
 
 def _print(rows: Iterable[dict[str, Any]]) -> dict[Panel, list[Point]]:
