@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from steer import rewards
+from steer import rewards, transfer
 from steer.diffusion.control import Controller, chain, during
 from steer.diffusion.controllers import (
     Search,
@@ -64,4 +64,5 @@ __all__ = [
     "sample",
     "smc",
     "svdd",
+    "transfer",
 ]

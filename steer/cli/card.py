@@ -65,7 +65,8 @@ def check(command: Check) -> None:
     """Print the card, and write it with a contact sheet of every pipeline: 32 of the names in all four styles."""
     show.quiet()
     out = record.folder(command.out)
-    trained = [name for name in zoo.PIPELINES if (zoo.WEIGHTS / name).is_dir()] or ["emoji-sd"]
+    there = [name for name in zoo.PIPELINES if (zoo.WEIGHTS / name).is_dir()] or ["emoji-sd"]
+    trained = [command.only] if command.only else there
     pipes = {name: zoo.load(name) for name in trained}
     pictures, every, _ = glyphs()
     if not 2 <= command.names <= len(every):

@@ -18,8 +18,8 @@ class Build:
     """
 
     only: str | None = None
-    """one stage; default all, in this order: vae, emoji-clip, emoji-judge, emoji-style, emoji-sd-coarse, emoji-sd,
-    emoji-flow"""
+    """one stage; default all, in this order: vae, emoji-clip, emoji-judge, emoji-style, features, emoji-adain,
+    emoji-arbitrary, emoji-sd-coarse, emoji-sd, emoji-flow"""
     minutes: float | None = None
     """training time of that stage; a longer time than before trains on from the last checkpoint"""
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "steer" / "world")
@@ -46,8 +46,10 @@ class Check:
     Example: steer world check --names 74
     """
 
+    only: str | None = None
+    """one pipeline; default all that are there"""
     names: int = 297
-    """how many names to generate with each pipeline that is there, evenly spread, each in all four styles"""
+    """how many names to generate with each pipeline, evenly spread, each in all four styles"""
     steps: int = 25
     guidance: float = 3.0
     seed: int = 0

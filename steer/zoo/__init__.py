@@ -6,12 +6,22 @@ import functools
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from steer.transfer.net import AdaIN
+    from steer.transfer.prediction import Arbitrary
+    from steer.zoo.style import StyleNet
+
+Net = TypeVar("Net", bound="nn.Module")
 WEIGHTS = Path(__file__).parent / "weights"
 PIPELINES = {"emoji-sd": {}, "emoji-flow": {"text_encoder_3": None, "tokenizer_3": None}}
 """Embedded pipeline -> what `from_pretrained` must be told: for a Stable Diffusion 3, that there is no T5."""
-MODELS = (*PIPELINES, "emoji-clip", "emoji-judge", "emoji-style")
+CALLS = {"emoji-flow": {"max_sequence_length": 1}}
+"""Embedded pipeline -> what makes a call of it cheaper: no 256 rows of zeros in the place of T5."""
+MODELS = (*PIPELINES, "emoji-clip", "emoji-judge", "emoji-style", "emoji-adain", "emoji-arbitrary")
 
 
 def folder(name: str) -> Path:
@@ -66,12 +76,32 @@ def _read(cls: type, path: Path, **kwargs: Any):
 
 
 @functools.cache
-def style_net():
+def style_net() -> StyleNet:
     """emoji-style: `StyleNet`, pictures (b, 3, h, w) in [0, 1] -> logits (b, 4) over `steer.zoo.data.STYLES`."""
-    from safetensors.torch import load_file
-
     from steer.zoo.style import StyleNet
 
-    net = StyleNet()
-    net.load_state_dict({k: v.float() for k, v in load_file(folder("emoji-style") / "model.safetensors").items()})
+    return _filled(StyleNet(), "emoji-style")
+
+
+@functools.cache
+def adain_net() -> AdaIN:
+    """emoji-adain: the encoder-decoder of `steer.transfer.stylize`."""
+    from steer.transfer.net import AdaIN
+
+    return _filled(AdaIN(), "emoji-adain")
+
+
+@functools.cache
+def arbitrary_net() -> Arbitrary:
+    """emoji-arbitrary: the style prediction network, for `steer.transfer.stylize`."""
+    from steer.transfer.prediction import Arbitrary
+
+    return _filled(Arbitrary(), "emoji-arbitrary")
+
+
+def _filled(net: Net, name: str) -> Net:
+    """A network with the shipped weights in it, in float32, to be used and not trained."""
+    from safetensors.torch import load_file
+
+    net.load_state_dict({k: v.float() for k, v in load_file(folder(name) / "model.safetensors").items()})
     return net.eval().requires_grad_(False)

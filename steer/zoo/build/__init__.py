@@ -10,6 +10,9 @@ MINUTES = {
     "emoji-clip": 9.0,
     "emoji-judge": 5.0,
     "emoji-style": 4.0,
+    "features": 4.0,
+    "emoji-adain": 8.0,
+    "emoji-arbitrary": 8.0,
     "emoji-sd-coarse": 180.0,
     "emoji-sd": 180.0,
     "emoji-flow": 240.0,
@@ -25,13 +28,16 @@ def build(minutes: dict[str, float] | None = None, cache: Path = CACHE, only: st
 
 def run(stage: str, cache: Path, minutes: float) -> None:
     """One stage; raises ValueError for an unknown one."""
-    from . import dual, flow, sd, style, vae
+    from . import dual, flow, sd, style, transfer, vae
 
     stages = {
         "vae": vae.train,
         "emoji-clip": lambda cache, minutes: dual.train("emoji-clip", cache, minutes),
         "emoji-judge": lambda cache, minutes: dual.train("emoji-judge", cache, minutes),
         "emoji-style": style.train,
+        "features": transfer.train_features,
+        "emoji-adain": transfer.train_adain,
+        "emoji-arbitrary": transfer.train_arbitrary,
         "emoji-sd-coarse": sd.train_coarse,
         "emoji-sd": sd.train,
         "emoji-flow": flow.train,
