@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from methods import gradients, guidance, search
+from methods import compose, edit, gradients, guidance, search, style
 from methods.method import Method
 
-METHODS: dict[str, Method] = {**search.METHODS, **gradients.METHODS, **guidance.METHODS}
+METHODS: dict[str, Method] = {
+    **search.METHODS,
+    **gradients.METHODS,
+    **guidance.METHODS,
+    **style.METHODS,
+    **edit.METHODS,
+    **compose.METHODS,
+}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from steer.diffusion.state import Look
-from steer.draw import contact_sheet, lineage_tree, save_png
+from steer.draw import contact_sheet, lineage_tree, overlay, save_png
 
 COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta"]
 
@@ -126,6 +126,34 @@ def test_the_tree_takes_pictures_of_the_last_particles(tmp_path):
 def test_bad_trees_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         lineage_tree(**arguments)
+
+
+def test_heat_is_bright_where_it_is_large_and_lies_over_the_picture():
+    heat = torch.zeros(4, 4)
+    heat[1, 2] = 0.03
+    drawn = overlay(Image.new("RGB", (32, 16), "white"), heat)
+    light = torch.tensor(list(drawn.convert("L").get_flattened_data())).reshape(16, 32)
+    assert drawn.size == (32, 16)
+    y, x = divmod(int(light.argmax()), 32)
+    assert (y // 4, x // 8) == (1, 2)
+    assert light.max() > light.min() + 80
+    assert overlay(torch.ones(3, 16, 32), heat).tobytes() == drawn.tobytes()
+    bare = overlay(tiles()[0], heat, opacity=0.0)
+    assert bare.tobytes() == tiles()[0].convert("L").convert("RGB").tobytes()
+    assert len(set(overlay(tiles()[0], torch.ones(4, 4)).get_flattened_data())) == 1  # even heat, even picture
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"heat": torch.zeros(1, 4, 4)}, r"\(1, 4, 4\).*\(rows, columns\)"),
+        ({"heat": torch.full((4, 4), math.nan)}, "finite"),
+        ({"heat": torch.zeros(4, 4), "opacity": 1.5}, "opacity = 1.5"),
+    ],
+)
+def test_bad_heat_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        overlay(tiles()[0], **arguments)
 
 
 def test_files_are_whole_or_not_there(tmp_path):

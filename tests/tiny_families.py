@@ -147,10 +147,9 @@ def sd35(scheduler: Any) -> diffusers.StableDiffusion3Pipeline:
     return sd3(scheduler, dual_attention_layers=(0,), qk_norm="rms_norm")
 
 
-def flux(scheduler: Any) -> diffusers.FluxPipeline:
+def flux_parts(decoder: Any = None, **config: Any) -> dict[str, Any]:
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=8,
@@ -159,16 +158,33 @@ def flux(scheduler: Any) -> diffusers.FluxPipeline:
         pooled_projection_dim=16,
         guidance_embeds=True,
         axes_dims_rope=(2, 2, 4),
+        **{"in_channels": 16, **config},
     )
-    return diffusers.FluxPipeline(
-        scheduler=scheduler,
-        vae=vae(),
-        text_encoder=clip(projected=False),
-        tokenizer=tiny.tokenizer(),
-        text_encoder_2=t5(),
-        tokenizer_2=tiny.tokenizer(),
-        transformer=loud(transformer),
-    )
+    return {
+        "vae": vae() if decoder is None else decoder,
+        "text_encoder": clip(projected=False),
+        "tokenizer": tiny.tokenizer(),
+        "text_encoder_2": t5(),
+        "tokenizer_2": tiny.tokenizer(),
+        "transformer": loud(transformer),
+    }
+
+
+def flux(scheduler: Any) -> diffusers.FluxPipeline:
+    return diffusers.FluxPipeline(scheduler=scheduler, **flux_parts())
+
+
+def flux_fill(scheduler: Any) -> diffusers.FluxFillPipeline:
+    """With the masked picture's 16 and the mask's 16 values among the 48 of a token."""
+    return diffusers.FluxFillPipeline(scheduler=scheduler, **flux_parts(in_channels=48, out_channels=16))
+
+
+def flux_fill_384(scheduler: Any) -> diffusers.FluxFillPipeline:
+    """With the 384 values a token of FLUX.1 Fill: 64 of the latents, as many of the picture, 256 of the mask."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    size = {"block_out_channels": (8, 8, 8, 8), "latent_channels": 16, "norm_num_groups": 4, "sample_size": 64}
+    decoder = diffusers.AutoencoderKL(**blocks, **size, layers_per_block=1, shift_factor=0.1, force_upcast=False)
+    return diffusers.FluxFillPipeline(scheduler=scheduler, **flux_parts(decoder, in_channels=384, out_channels=64))
 
 
 def pixart(scheduler: Any) -> diffusers.PixArtSigmaPipeline:

@@ -10,12 +10,18 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from steer.cli.bench import Bench
 from steer.cli.demo import Demo
+from steer.cli.edit import Edit
 from steer.cli.generate import Generate
+from steer.cli.maps import Maps
+from steer.cli.style import Style
 from steer.cli.world import World
 
 Command = (
     Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Generate, subcommand("generate", prefix_name=False)]
+    | Annotated[Style, subcommand("style", prefix_name=False)]
+    | Annotated[Edit, subcommand("edit", prefix_name=False)]
+    | Annotated[Maps, subcommand("maps", prefix_name=False)]
     | Annotated[World, subcommand("world", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
 )
@@ -25,6 +31,9 @@ ABOUT = """Steer diffusion models to what you want, at inference time.
 examples:
   steer demo
   steer generate "a red apple, noto style" --reward compressibility -n 8
+  steer style noto:fox "fluent:teddy bear"
+  steer edit "noto:red apple" "a green apple, noto style"
+  steer maps "a red apple, noto style"
   steer world check
   steer bench search --models toy-modes
 """

@@ -60,8 +60,8 @@ def upwards(
     """Clean particles x (b, ...) and then those at every noisier level, from which the deterministic run leads to x.
 
     With v = eps - k x0 the step from x' back to x is x' = ((alpha' + k sigma') x + (alpha sigma' - sigma alpha') v) /
-    (alpha + k sigma) for every k. repeats = 0 predicts v at x, where x itself is clean as if it were at the first noisy
-    level; every repeat predicts it at the x' found so far, whose fixed point is exact.
+    (alpha + k sigma) for every k. repeats = 0 predicts v at x, where x is at the last level as if it were at the first
+    noisier one; every repeat predicts it at the x' found so far, whose fixed point is exact.
 
     noise  k = 0, for a network that predicts noise (so no level has alpha = 0); else k = 1, for one that predicts a
            velocity: in what a network predicts the iteration contracts
@@ -75,7 +75,7 @@ def upwards(
     yield x
     for level, to in zip(schedule[:0:-1], schedule[-2::-1], strict=True):
         turn, shrink = level.alpha * to.sigma - level.sigma * to.alpha, level.alpha + k * level.sigma
-        v = predicted(x, to if level.sigma == 0 else level)
+        v = predicted(x, to if level is schedule[-1] else level)  # the network does not know the last level
         for again in range(repeats + 1):
             raised = ((to.alpha + k * to.sigma) * x + turn * v) / shrink
             v = predicted(raised, to) if again < repeats else v

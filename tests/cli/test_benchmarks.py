@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from steer.cli.record import Rows
 
@@ -85,3 +87,97 @@ def test_chunks_make_the_same_choices(tmp_path):
     assert [line["chunk"] for line in table] == [1, 4]
     assert all(line["same choices"] and line["pixels differ by"] < 1e-4 for line in table)
     assert all(line["rows a second"] > 0 for line in table)
+
+
+def test_maps_are_held_against_mattes_and_controls(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    maps, page = import_module("benchmarks.maps"), place(tmp_path / "page.md", "maps")
+    maps.main(maps.Maps(names=8, styles=2, steps=2, results=tmp_path, into=page))
+    found = json.loads((tmp_path / "maps.json").read_text())
+    assert [(line["side"], line["step"]) for line in found["table"]] == [
+        (side, step) for side in ("16", "8", "4", "2", "all") for step in (0, 1)
+    ]
+    for line in found["table"]:
+        mean, low, high = line["noun"]
+        assert 0 <= low <= mean <= high <= 1
+        assert line["noun - everything"][0] == pytest.approx(mean - line["everything"], abs=1e-6)
+        assert 0 <= line["order, noun"] <= 1
+    assert found["best"] in found["table"]
+    assert page.read_text().count("\n| ") == 2 + len(found["table"])
+    with pytest.raises(ValueError, match="expected 4 to 297 names"):
+        maps.items_of(maps.Maps(names=2))
+
+
+def test_a_map_that_is_its_matte_is_right_and_the_opposite_is_wrong(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    maps = import_module("benchmarks.maps")
+    mattes = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mattes[:, 1:3, 1:3] = True
+    heat = 0.2 + 0.1 * mattes.float()
+    every = maps.ious(torch.cat([heat, -heat]), mattes)  # (thresholds, 2)
+    assert every.max(0).values.tolist() == pytest.approx([1.0, 4 / 16])  # the opposite does best as everything
+    assert every[0].tolist() == pytest.approx([4 / 16, 4 / 16])
+    both = mattes.expand(3, -1, -1)
+    assert maps.order(torch.cat([heat, -heat, 0 * heat]), both).tolist() == [1.0, 0.0, 0.5]
+    assert maps.order(heat, ~mattes | True).isnan().all()  # nothing lies outside
+
+
+def test_edits_are_held_against_what_one_would_do_without(tmp_path):
+    page = place(tmp_path / "page.md", "edit")
+    bench("edit", "--pictures", "2", "--steps", "2", "--results", str(tmp_path), "--into", str(page))
+    table = json.loads((tmp_path / "edit.json").read_text())["table"]
+    assert {line["check"] for line in table} == {"edits", "holes", "avoided"}
+    for line in table:
+        mean, low, high = line["value"]
+        assert low - 1e-6 <= mean <= high + 1e-6
+        reference = line["method"] in ("resample", "mean colour", "negative prompt")
+        assert not reference or line["minus the other's"] == [0, 0, 0]
+    rows = {(line["check"], line["method"]): line["value"][0] for line in table if line["measure"] == "rows"}
+    assert rows["edits", "resample"] == rows["holes", "noise"] == rows["avoided", "plain"] == 2 * 2
+    assert rows["edits", "plug-and-play"] == 2 * 2 * 2
+    assert rows["holes", "patch swap"] == 2 * 1  # the first step is the fill's
+    assert page.read_text().count("\n| ") == 2 + len(table)
+    assert all((tmp_path / f"edit-{check}.png").stat().st_size > 0 for check in ("edits", "holes", "avoided"))
+
+
+def test_style_measures_every_method_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    style = import_module("benchmarks.style")
+    options = style.Style(pairs=2, steps=2, dials=(1.0,), repeats=0, memory=False, out=tmp_path, results=tmp_path)
+    style.main(options)
+    rows = Rows(tmp_path / "results.jsonl").rows
+    assert len(rows) == 2 * (10 * 2 + 2 + 1)  # methods at two settings, truth and content, inversions
+    first = json.loads((tmp_path / "style.json").read_text())
+    full = {line["method"]: line for line in first["full"]}
+    assert full["content"]["content"] == pytest.approx(1)
+    assert full["styleid .75"]["rows"] == 1 + 3  # the noisiest step is without references
+    assert full["styleid .75, prompt"]["rows"] == 2 * full["styleid .75"]["rows"]
+    assert {line["content"] for line in first["equal"]} == {0.5, 0.65, 0.8}
+    assert (tmp_path / "style.png").stat().st_size > 10_000
+    style.main(options)
+    assert Rows(tmp_path / "results.jsonl").rows == rows
+    with pytest.raises(ValueError, match="was made with steps = 2"):
+        style.main(replace(options, steps=3))
+    with pytest.raises(ValueError, match="expected 2 to"):
+        style.pairs_of(1)
+
+
+def test_dials_are_compared_where_they_keep_as_much(monkeypatch):
+    """Two methods on one straight line are equal at equal content, however far their dials go."""
+    monkeypatch.syspath_prepend(ROOT)
+    dials = import_module("benchmarks.dials")
+    lines = {"strong": (0.0, 0.9), "weak": (0.0, 0.2, 0.4), "better": (0.0, 0.5)}
+    rows = [
+        {"method": method, "dial": dial, "name": str(k), "content": 1 - dial - 0.01 * k, "style": dial + 0.1 * k}
+        for method, settings in lines.items()
+        for dial in settings
+        for k in range(4)
+    ]
+    rows = [row | {"style": row["style"] + 0.3 * (row["method"] == "better") * row["dial"]} for row in rows]
+    curves = dials.Curves.of(rows, ("style",))
+    assert curves.ahead("strong", "weak", "style", 0.7) == pytest.approx([0, 0, 0])
+    mean, low, high = curves.ahead("better", "weak", "style", 0.7)
+    assert mean == pytest.approx(0.3 * (1 - 0.7 - 0.015))
+    assert low <= mean <= high
+    assert curves.ahead("strong", "weak", "style", 0.3) is None
+    assert curves.difference("strong", "better", "style") == pytest.approx([0.9 - 0.65] * 3)

@@ -11,6 +11,7 @@ import pytest
 from steer import zoo
 from steer.cli import main, record
 from steer.cli.demo import PROMPTS, Demo
+from steer.cli.page import Part
 
 
 def fails(capsys, *args: str) -> str:
@@ -126,3 +127,16 @@ def test_a_broken_line_that_no_kill_leaves_is_named(tmp_path):
     path.write_text('{"a": 1}\n\n{"a": \n{"a": 3}\n')
     with pytest.raises(ValueError, match=r"r\.jsonl, line 3 is no JSON.* run again"):
         record.Rows(path)
+
+
+def test_a_part_of_a_page_is_replaced_and_the_rest_stays_as_it_is_by_then(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- end of x -->\nb\n")
+    part = Part(page, "x")
+    page.write_text(page.read_text().replace("b", "c"))
+    for text in ("new\n", "newer\n"):
+        part.write(text)
+        assert page.read_text() == f"a\n<!-- x -->\n{text}<!-- end of x -->\nc\n"
+    for place in (page, tmp_path / "none.md"):
+        with pytest.raises(ValueError, match=r"no place for the tables: write the lines '<!-- y -->' and"):
+            Part(place, "y")

@@ -2,19 +2,23 @@
 
 from steer.diffusion.attention.attending import Ask, Attend, Edit, attending
 from steer.diffusion.attention.maps import TokenMaps, grid, probabilities
-from steer.diffusion.attention.rows import beside, groups
+from steer.diffusion.attention.relax import pb_relax
+from steer.diffusion.attention.rows import Placed, beside, groups, placed
 from steer.diffusion.attention.sites import Site, sites
 
 __all__ = [
     "Ask",
     "Attend",
     "Edit",
+    "Placed",
     "Site",
     "TokenMaps",
     "attending",
     "beside",
     "grid",
     "groups",
+    "pb_relax",
+    "placed",
     "probabilities",
     "sites",
 ]

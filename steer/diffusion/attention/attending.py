@@ -153,14 +153,16 @@ def _under(mode: _Edited, module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _counted_words(network: nn.Module, modes: list[_Edited]) -> Iterator[None]:
-    """While active, the modes know how many tokens of text the network is given."""
+    """While active, the modes know how many tokens of text the network is given.
 
-    def count(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        words = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
+    Where it embeds them: a steered pipeline calls the network's `forward` by itself, which runs none of its own hooks.
+    """
+
+    def count(_: nn.Module, args: tuple[Tensor]) -> None:
         for mode in modes:
-            mode.text = words.shape[1]
+            mode.text = args[0].shape[1]
 
-    handle = network.register_forward_pre_hook(count, with_kwargs=True)
+    handle = network.context_embedder.register_forward_pre_hook(count)
     try:
         yield
     finally:

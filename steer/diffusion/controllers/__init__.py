@@ -1,6 +1,6 @@
 """Controllers: what steers a run."""
 
-from steer.diffusion.controllers import gradients, guidance
+from steer.diffusion.controllers import gradients, guidance, style
 from steer.diffusion.controllers.demon import Demon
 from steer.diffusion.controllers.noises import FoundNoise, Near, noise_search
 from steer.diffusion.controllers.potential import FeynmanKac, Tempered, Value
@@ -31,5 +31,6 @@ __all__ = [
     "paths",
     "rollover",
     "smc",
+    "style",
     "svdd",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from steer.diffusion.pipelines.family import Family
-from steer.diffusion.pipelines.flux import FLUX
+from steer.diffusion.pipelines.flux import FLUX, FLUX_FILL
 from steer.diffusion.pipelines.img2img import STABLE_DIFFUSION_IMG2IMG
 from steer.diffusion.pipelines.inpaint import STABLE_DIFFUSION_INPAINT, STABLE_DIFFUSION_XL_INPAINT
 from steer.diffusion.pipelines.lumina2 import LUMINA_2
@@ -26,6 +26,7 @@ FAMILIES = {
         STABLE_DIFFUSION_XL_INPAINT,
         STABLE_DIFFUSION_3,
         FLUX,
+        FLUX_FILL,
         PIXART_SIGMA,
         SANA,
         LUMINA_2,

@@ -70,6 +70,7 @@ class Family:
     time         (pipe, t) -> what the network is told for the scheduler's timestep t
     sign         the scheduler is given this times the network's output
     rowless      arguments of the network that hold no rows, though they may be as long
+    axis         of the network's input, along which a mask and a masked picture may follow the particle
     unpack       (pipe, latents, given) -> latents (b, channels, height, width)
     pack         (pipe, latents (b, channels, height, width)) -> latents as the network takes them
     upcasts      a decoder in half precision that asks for it decodes in full precision
@@ -85,6 +86,7 @@ class Family:
     time: Callable[[Any, Tensor], Tensor] = lambda pipe, t: t
     sign: float = 1.0
     rowless: tuple[str, ...] = ()
+    axis: int = 1
     unpack: Callable[[Any, Tensor, Given], Tensor] = lambda pipe, latents, given: latents
     pack: Callable[[Any, Tensor], Tensor] = lambda pipe, latents: latents
     upcasts: bool = False

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steer.diffusion.pipelines.references import spread
+from steer.diffusion.pipelines.references import rows_of, spread
 
 
 class Fill:
@@ -34,7 +34,8 @@ class Fill:
         Of a list of generators the first of each image samples the encoder's posterior, as in the plain call.
         """
         call = inspect.signature(original).bind(*args, **kwargs)
-        rows, generator, seen = (call.arguments[name] for name in ("batch_size", "generator", "masked_image"))
+        rows = rows_of(call.arguments)
+        generator, seen = (call.arguments[name] for name in ("generator", "masked_image"))
         if isinstance(generator, list):
             call.arguments["generator"] = generator[:: self.n]
         masks, pictures = original(*call.args, **call.kwargs)

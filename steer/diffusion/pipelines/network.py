@@ -24,7 +24,7 @@ class Call:
 
     Rows lie block-major, as `cat([unconditional, conditional])` leaves them: block j of slot s is row j * slots + s.
     Every tensor with as many rows as the input is taken to hold rows, those named in `rowless` excepted; all else goes
-    to the network as it is. Of the input's second axis the first `channels` are the particle (None: all of it).
+    to the network as it is. Of the input's `axis` the first `channels` are the particle (None: all of it).
     """
 
     kwargs: dict[str, Any]
@@ -32,6 +32,7 @@ class Call:
     slots: int
     rowless: tuple[str, ...] = ()
     channels: int | None = None
+    axis: int = 1
 
     @property
     def blocks(self) -> int:
@@ -40,7 +41,8 @@ class Call:
     @property
     def x(self) -> Tensor:
         """(slots, ...) the particles as the network sees them."""
-        return self.kwargs[self.input][: self.slots, : self.channels]
+        own = self.kwargs[self.input][: self.slots]
+        return own if self.channels is None else own.narrow(self.axis, 0, self.channels)
 
     @cached_property
     def rows(self) -> dict[str, Tensor]:
@@ -51,8 +53,8 @@ class Call:
     def cond(self) -> dict[str, Tensor]:
         """All rows but those of the particle and its timestep, particle-first: (slots, blocks, ...)."""
         rest = {name: leaf for name, leaf in self.rows.items() if name not in (self.input, "timestep")}
-        if self.channels is not None and self.channels < self.kwargs[self.input].shape[1]:
-            rest[BESIDE] = self.kwargs[self.input][:, self.channels :]
+        if self.channels is not None and self.channels < (width := self.kwargs[self.input].shape[self.axis]):
+            rest[BESIDE] = self.kwargs[self.input].narrow(self.axis, self.channels, width - self.channels)
         return {name: self._particle_first(leaf) for name, leaf in rest.items()}
 
     def copy(self) -> Call:
@@ -78,7 +80,7 @@ class Call:
         told = given if timestep is None else timestep
         if given.ndim > 0:
             told = told.reshape(-1)[:1].expand(len(own))
-        return self._with({**rows, self.input: torch.cat([own, *beside], 1), "timestep": told})
+        return self._with({**rows, self.input: torch.cat([own, *beside], self.axis), "timestep": told})
 
     def with_free(self, free: Call) -> Call:
         """This call of the conditional branch and that of the unconditional one, as one call of two blocks."""

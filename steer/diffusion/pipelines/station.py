@@ -40,7 +40,8 @@ class NetworkStation:
         at  place of the coming step in the scheduler's timesteps
         """
         family = self.family
-        call = Call(named(self.module, args, kwargs), family.input, len(state.x), family.rowless, state.x.shape[1])
+        channels, axis = state.x.shape[family.axis], family.axis
+        call = Call(named(self.module, args, kwargs), family.input, len(state.x), family.rowless, channels, axis)
         if len(call.kwargs[family.input]) % call.slots:
             return self.original(*args, **kwargs)  # not the pipeline's own call
         second, self.at, self.progress = family.apart and at == self.at, at, state.i / state.steps

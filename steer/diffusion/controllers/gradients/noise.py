@@ -92,13 +92,17 @@ class NoiseOptimisation(Controller):
         """The noise, its reward (P n,) and the gradients of reward minus penalty by the parts."""
         ledger, before = state.run.ledger, state.run.ledger.rows
         noise = self.space.noise(parts, z)
-        score = log_value(state, self.reward, self._sampled(state, self._scaled(state, noise)))
+        score = self._value(state, self._scaled(state, noise))
         ran = ledger.rows - before
         gain = score - self.weight * self.space.penalty(parts).to(score.dtype) if self.weight else score
         gradients = torch.autograd.grad(gain.sum(), parts)
         ledger.backward_rows += ran
         shared = state.alias.to(z.device)
         return noise.detach(), score.detach()[shared].to(z.dtype), tuple(finite(g, state) for g in gradients)
+
+    def _value(self, state: State, x: Tensor) -> Tensor:
+        """What is climbed, (P n,), at x of the run's first level."""
+        return log_value(state, self.reward, self._sampled(state, x))
 
     def _scaled(self, state: State, noise: Tensor) -> Tensor:
         return (state.level.sigma * noise).to(state.x.dtype)
