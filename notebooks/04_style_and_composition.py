@@ -14,8 +14,8 @@
 # # Style and composition
 #
 # What a diffusion network attends to can be read, and it can be changed while it runs. This notebook reads where a
-# picture looks at the words of its prompt, lends a picture the style of another, brings a thing back that the network
-# forgot, and edits a picture by its prompt. Nothing is trained. All of it are controllers in a list, on the pipeline as
+# picture looks at the words of its prompt, lends a picture the style of another, pushes a run towards both of two
+# things, and edits a picture by its prompt. Nothing is trained. All of it are controllers in a list, on the pipeline as
 # it is.
 
 # %%
@@ -105,7 +105,7 @@ pair = "fox and house, twemoji style"
 WAYS = {
     "plain": [],
     "attend-and-excite, 20": [compose.attend_and_excite(network, tokenizer, strength=20.0, thresholds={})],
-    "attend-and-excite, 100": [compose.attend_and_excite(network, tokenizer, strength=100.0, thresholds={})],
+    "attend-and-excite, 40": [compose.attend_and_excite(network, tokenizer, strength=40.0, thresholds={})],
 }
 print("read from the prompt:", *map(str, compose.parse(pair).entities), sep="\n    ")
 tiles, rows = [], {}

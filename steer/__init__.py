@@ -5,12 +5,15 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from steer import rewards, transfer
+from steer.diffusion import attention
 from steer.diffusion.control import Controller, chain, during
 from steer.diffusion.controllers import (
     Search,
     beam,
     best_of_n,
     code,
+    compose,
+    edit,
     fk,
     funnel,
     gradients,
@@ -20,6 +23,7 @@ from steer.diffusion.controllers import (
     paths,
     rollover,
     smc,
+    style,
     svdd,
 )
 from steer.diffusion.loop import finished, sample
@@ -41,12 +45,15 @@ __all__ = [
     "Steered",
     "Trajectory",
     "attach",
+    "attention",
     "beam",
     "best_of_n",
     "chain",
     "code",
+    "compose",
     "denoiser_of",
     "during",
+    "edit",
     "finished",
     "fk",
     "funnel",
@@ -63,6 +70,7 @@ __all__ = [
     "rollover",
     "sample",
     "smc",
+    "style",
     "svdd",
     "transfer",
 ]

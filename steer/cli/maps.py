@@ -62,17 +62,11 @@ class Maps:
         maps = kept.mean()  # (images, tokens, h, w)
         words = [phrase.text for phrase in phrases]
         heat = [[one[place].mean(0) for place in places] for one in maps]
-        written = [
-            {
-                **record.config(self),
-                "picture": k,
-                "file": f"{k}.png",
-                "shares": {word: float(one.mean()) for word, one in zip(words, heats)},
-                "ledger": output.ledger.row(),
-                **record.origin(),
-            }
-            for k, heats in enumerate(heat)
-        ]
+        written = []
+        for k, heats in enumerate(heat):
+            shares = {word: float(one.mean()) for word, one in zip(words, heats)}
+            row = {"picture": k, "file": f"{k}.png", "shares": shares, "ledger": output.ledger.row()}
+            written.append({**record.config(self), **row, **record.origin()})
         self._draw(out, output.images, words, heat)
         record.Rows(out / "results.jsonl").replace(written)
         show.table(

@@ -59,19 +59,9 @@ class Style:
         for k, (reference, _, own) in enumerate(references):
             for j, strength in enumerate(self.strength):
                 output = self._styled(pipe, network, source, reference, strength, mask)
-                written.append(
-                    {
-                        **record.config(self),
-                        "picture": k * len(self.strength) + j,
-                        "file": f"{k}-{j}.png",
-                        "by": self.styles[k],
-                        "at": strength,
-                        "psnr": {"content": psnr, "style": own},
-                        "inversion rows": source.rows + reference.rows,
-                        "ledger": output.ledger.row(),
-                        **record.origin(),
-                    }
-                )
+                row = {"by": self.styles[k], "at": strength, "psnr": {"content": psnr, "style": own}}
+                row |= {"inversion rows": source.rows + reference.rows, "ledger": output.ledger.row()}
+                written.append({**record.config(self), "file": f"{k}-{j}.png", **row, **record.origin()})
                 images += output.images
         for row, image in zip(written, images):
             save_png(image, out / row["file"])

@@ -162,6 +162,15 @@ def test_style_measures_every_method_and_resumes(tmp_path, monkeypatch):
         style.pairs_of(1)
 
 
+def test_memory_of_style_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    found = import_module("benchmarks.style_memory").measured((32, 32, 64, 64), 16)
+    # four sites in up blocks 2 and 3: two of 64 tokens and two of 256, 32 wide; queries, keys and values; 50 steps
+    assert found["stored_mb"] == pytest.approx(50 * 3 * 4 * 32 * 2 * (64 + 256) / 1e6)
+    if found["plain_mb"] is not None:
+        assert found["above_mb"] == found["styleid_mb"] - found["plain_mb"]
+
+
 def test_dials_are_compared_where_they_keep_as_much(monkeypatch):
     """Two methods on one straight line are equal at equal content, however far their dials go."""
     monkeypatch.syspath_prepend(ROOT)

@@ -126,7 +126,7 @@ def test_text_reads_what_it_read(family):
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_the_first_of_a_set_is_as_by_itself(family):
-    network, kept, _, run = made(family)
+    network, _, _, run = made(family)
     found = run(style.style_aligned(network), ["a cat", "dog"])
     alone = run((), ["a cat", "dog"])
     assert found.ledger.rows == alone.ledger.rows

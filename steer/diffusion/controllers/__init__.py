@@ -1,7 +1,8 @@
 """Controllers: what steers a run."""
 
-from steer.diffusion.controllers import gradients, guidance, style
+from steer.diffusion.controllers import compose, edit, gradients, guidance, style
 from steer.diffusion.controllers.demon import Demon
+from steer.diffusion.controllers.maps import Maps
 from steer.diffusion.controllers.noises import FoundNoise, Near, noise_search
 from steer.diffusion.controllers.potential import FeynmanKac, Tempered, Value
 from steer.diffusion.controllers.renoise import Renoised, paths
@@ -14,6 +15,7 @@ __all__ = [
     "Every",
     "FeynmanKac",
     "FoundNoise",
+    "Maps",
     "Near",
     "Renoised",
     "Search",
@@ -22,6 +24,8 @@ __all__ = [
     "beam",
     "best_of_n",
     "code",
+    "compose",
+    "edit",
     "fk",
     "funnel",
     "gradients",

@@ -15,7 +15,7 @@ MINUTES = {
     "emoji-arbitrary": 8.0,
     "emoji-sd-coarse": 180.0,
     "emoji-sd": 180.0,
-    "emoji-flow": 240.0,
+    "emoji-flow": 68.0,
 }
 
 

@@ -21,7 +21,7 @@ class Seen:
     """The maps (rows, tokens, h, w) of all tokens of the text, for the rows of one image, and what its prompt asks for.
 
     image    the image's number in the run
-    padding  whether shares of attention are among all tokens but the first and the last, or the prompt's own words alone
+    padding  whether shares of attention are among all tokens but the first and last, or the prompt's own words alone
     """
 
     maps: Tensor

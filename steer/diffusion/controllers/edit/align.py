@@ -56,14 +56,14 @@ def aligned(tokenizer: Any, source: str, target: str, length: int | None = None,
     Words are compared by difflib, which pairs the longest equal stretches first. Raises ValueError for a prompt of more
     tokens than that.
     """
-    length = tokenizer.model_max_length if length is None else length
+    size: int = tokenizer.model_max_length if length is None else length
     a, b = (tokenizer(text)["input_ids"] for text in (source, target))
-    if max(len(a), len(b)) > length:
+    if max(len(a), len(b)) > size:
         raise ValueError(
-            f"prompts of {len(a)} and {len(b)} tokens, where the network reads {length}; shorten them, or pass the "
+            f"prompts of {len(a)} and {len(b)} tokens, where the network reads {size}; shorten them, or pass the "
             "`length` that it reads (max_sequence_length)."
         )
-    matrix, kept = torch.zeros(length, length), torch.ones(length)
+    matrix, kept = torch.zeros(size, size), torch.ones(size)
     changed: tuple[list[int], list[int]] = ([], [])
     for tag, i, i_end, j, j_end in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if tag == "equal" or (tag == "replace" and swap and i_end - i == j_end - j):
@@ -75,6 +75,6 @@ def aligned(tokenizer: Any, source: str, target: str, length: int | None = None,
         if tag != "equal":
             changed[0].extend(range(i, i_end))
             changed[1].extend(range(j, j_end))
-    rest = torch.arange(len(b), length)  # padding, counted from where each prompt ends
-    matrix[(rest - len(b) + len(a)).clamp(max=length - 1), rest] = 1
+    rest = torch.arange(len(b), size)  # padding, counted from where each prompt ends
+    matrix[(rest - len(b) + len(a)).clamp(max=size - 1), rest] = 1
     return Alignment(matrix, kept, (tuple(changed[0]), tuple(changed[1])))
