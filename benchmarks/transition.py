@@ -71,7 +71,7 @@ def main(bench: Transition) -> None:
                 line: dict[str, list[float]] = {"KID x1000": [], "judge": [], "STYLE-ACC": []}
                 for seed in range(bench.seeds):
                     made = pictures(bench, prompts, eta, steps, seed)
-                    line["KID x1000"].append(measure.kid(made, real))
+                    line["KID x1000"].append(measure.kid(made, real, paired=True))
                     line["judge"].append(float(Judge()(made, prompts).mean()))
                     line["STYLE-ACC"].append(measure.style_accuracy(made, styles))
                     bars.advance(task)

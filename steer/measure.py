@@ -69,23 +69,26 @@ def style_accuracy(images: Tensor, styles: Sequence[str]) -> float:
 
 
 @torch.no_grad()
-def kid(images: Tensor, real: Tensor) -> float:
+def kid(images: Tensor, real: Tensor, paired: bool = False) -> float:
     """Kernel distance (arXiv 1801.01401), unbiased MMD^2 with kernel (x.y + 1)^3 on judge embeddings, times 1000.
 
-    Near 0, below it too, when both sets have one distribution. The sets may differ in size. Raises ValueError for a set
-    of fewer than two pictures.
+    Near 0, below it too, when both sets have one distribution. The sets may differ in size. paired: rows of one number
+    have one caption; they are then alike beyond their distributions, and are not compared with each other, as no
+    picture is with itself. Raises ValueError for a set of fewer than two pictures, and for pairs of unequal sets.
     """
-    if min(len(images), len(real)) < 2:
-        raise ValueError(f"{len(images)} pictures against {len(real)}: expected at least two of each.")
+    if min(len(images), len(real)) < 2 or (paired and len(images) != len(real)):
+        sizes = f"{len(images)} pictures against {len(real)}"
+        raise ValueError(f"{sizes}: expected at least two of each{', and as many of both' * paired}.")
     x, y = (Judge().embed_images(pictures).double() for pictures in (images, real))
-    return 1000 * float(_among(x) + _among(y) - 2 * _kernel(x, y).mean())
+    between = _among(x, y) if paired else _kernel(x, y).mean()
+    return 1000 * float(_among(x, x) + _among(y, y) - 2 * between)
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T + 1) ** 3
 
 
-def _among(x: Tensor) -> Tensor:
-    """Mean kernel of all pairs of different rows."""
-    k = _kernel(x, x)
+def _among(x: Tensor, y: Tensor) -> Tensor:
+    """Mean kernel of all pairs of rows of different numbers."""
+    k = _kernel(x, y)
     return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))

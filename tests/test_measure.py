@@ -34,6 +34,21 @@ def test_kid_is_the_unbiased_estimate_for_any_two_sizes(pictures, sizes):
     assert measure.kid(a, b) == pytest.approx(1000 * (sum(same) - 2 * mean(itertools.product(x, y))), rel=1e-6)
 
 
+def test_kid_of_pairs_leaves_out_what_they_share(pictures):
+    """One style of every name against another: one distribution, but nearer than that if a name meets itself."""
+    seen = compose(glyphs()[0][:2, :100].flatten(0, 1)).unflatten(0, (2, 100))
+    generator, names, found = torch.Generator().manual_seed(0), torch.arange(100), []
+    for _ in range(6):
+        style = torch.randint(2, (100,), generator=generator)
+        one, other = seen[style, names], seen[1 - style, names]
+        found.append([measure.kid(one, other, paired=True), measure.kid(one, other)])
+    paired, unpaired = torch.tensor(found).mean(0)
+    assert abs(paired) < 10  # three standard errors
+    assert unpaired < -50
+    with pytest.raises(ValueError, match="as many of both"):
+        measure.kid(pictures[:5], pictures[:6], paired=True)
+
+
 def test_kid_is_that_of_torchmetrics_where_that_is_defined(pictures):
     a, b = pictures[:30], pictures[30:].flip(1)
     features = (Judge().embed_images(part).double() for part in (a, b))

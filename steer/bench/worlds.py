@@ -62,7 +62,7 @@ class Pipeline:
         return {
             "judge": score(Judge(), x, self.prompts(cell)).mean(1).tolist(),
             "diversity": measure.diversity(x).tolist(),
-            "divergence": measure.kid(every, self._plain(cell).flatten(0, 1)),
+            "divergence": measure.kid(every, self._plain(cell).flatten(0, 1), paired=True),
             "kid": measure.kid(every, _real()),
         }
 

@@ -84,7 +84,7 @@ def check(command: Check) -> None:
     }
     one, other = compose(pictures[seen])[::2], compose(pictures[seen])[1::2]
     for name, images in made.items():
-        columns[name]["KID x1000"] = measure.kid(images, real)
+        columns[name]["KID x1000"] = measure.kid(images, real, paired=True)
     columns["real"]["KID x1000"] = measure.kid(one, other)
     columns["real, unseen"]["VAE PSNR dB"] = psnr(pipes[trained[0]], unseen)  # all share one autoencoder
     rows = [
