@@ -25,10 +25,10 @@ from typing import Any
 import torch
 import tyro
 
-import steer
 from benchmarks.compose_runs import Size, refinement, sampled, term_values
 from benchmarks.output import part_of, tabulate, write
 from benchmarks.scenes import Scene, nearness, ranks, scenes
+from steer import zoo
 from steer.cli import record, show
 from steer.measure import interval
 from steer.rewards import ClipScore
@@ -46,6 +46,8 @@ BATCH = 8
 class Compose:
     """Same prompts, same noise, same steps for all methods."""
 
+    model: str = "emoji-sd"
+    """or emoji-flow, whose maps have side 8"""
     prompts: int = 64
     seeds: int = 4
     steps: int = 50
@@ -81,7 +83,8 @@ class Compose:
 
     @property
     def size(self) -> Size:
-        return Size(self.seeds, self.steps, self.guidance, self.iterations, self.noises, self.side, self.padding)
+        call = zoo.CALLS.get(self.model, {})
+        return Size(self.seeds, self.steps, self.guidance, self.iterations, self.noises, self.side, self.padding, call)
 
 
 def main(bench: Compose) -> None:
@@ -90,7 +93,7 @@ def main(bench: Compose) -> None:
     out, part = record.folder(asked.out), part_of(asked)
     record.folder(asked.results)
     rows = record.Rows(out / "results.jsonl")
-    pipe = steer.load("emoji")
+    pipe = zoo.load(asked.model)
     pipe.set_progress_bar_config(disable=True)
     with show.bars() as bars:
         work = Work(asked, pipe, rows, bars)
@@ -103,7 +106,7 @@ def main(bench: Compose) -> None:
             work.each("terms", method, steps, scenes(min(16, asked.prompts), "to the left of"))
     tables = {"presence": presence(work), "relation": relation(work), "terms": terms(work)}
     for name, lines in tables.items():
-        tabulate(lines, f"{name}: emoji-sd, 95 % intervals", part if name == "presence" else None)
+        tabulate(lines, f"{name}: {asked.model}, 95 % intervals", part if name == "presence" else None)
     write(asked, {"step sizes": steps, **tables})
 
 

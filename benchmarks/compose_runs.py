@@ -29,12 +29,24 @@ class Size:
     noises: int
     side: int
     padding: bool
+    call: dict[str, Any]
+
+
+def parts_of(pipe: Any) -> dict[str, Any]:
+    """What reads the words of its prompts, and what cuts them into tokens."""
+    if hasattr(pipe, "unet"):
+        return {"network": pipe.unet, "tokenizer": pipe.tokenizer}
+    return {"network": pipe.transformer, "tokenizer": [one for one in (pipe.tokenizer, pipe.tokenizer_3) if one]}
+
+
+def reader_of(pipe: Any, size: Size) -> compose.Reader:
+    """Of the maps that all methods read."""
+    return compose.Reader(**parts_of(pipe), parse=read, side=size.side, padding=size.padding)
 
 
 def controllers_of(pipe: Any, size: Size, method: str, step: float) -> list[Controller]:
     """A method by its name, `step` its step size."""
-    common = {"network": pipe.unet, "tokenizer": pipe.tokenizer, "parse": read, "side": size.side}
-    common["padding"] = size.padding
+    common = {**parts_of(pipe), "parse": read, "side": size.side, "padding": size.padding}
     learnt = {"iterations": size.iterations, "noises": size.noises, "lr": step, **common}
     if method == "attend-and-excite":
         return [compose.attend_and_excite(strength=step, **common)]
@@ -71,6 +83,7 @@ def steered(pipe: Any, size: Size, controllers: Sequence[Controller], asked: Seq
         [scene.prompt for scene in asked],
         n=n,
         num_inference_steps=size.steps,
+        **size.call,
         guidance_scale=size.guidance,
         generator=torch.Generator().manual_seed(seed),
         output_type="pt",
@@ -101,7 +114,7 @@ def refinement(pipe: Any, size: Size, step: float, asked: Sequence[Scene], seed:
 
     With more seeds than two, so many pairs of them.
     """
-    reader = compose.Reader(pipe.unet, pipe.tokenizer, read, side=size.side, padding=size.padding)
+    reader = reader_of(pipe, size)
     refined, best, rows, backward = [], [], 0, 0
     for pair in range(max(1, size.seeds // 2)):
         both = []
@@ -153,10 +166,7 @@ class Meter(Controller):
 
 def term_values(pipe: Any, size: Size, method: str, step: float, asked: Sequence[Scene], seed: int) -> dict[str, Any]:
     """Row of all losses (scenes, seeds) under the steps of one of them, or of none."""
-    meter = Meter(
-        compose.Reader(pipe.unet, pipe.tokenizer, read, side=size.side, padding=size.padding),
-        ("missing", "mixing", "spatial"),
-    )
+    meter = Meter(reader_of(pipe, size), ("missing", "mixing", "spatial"))
     out = steered(pipe, size, [*controllers_of(pipe, size, method, step), meter], asked, size.seeds, seed)
     cost = {"rows": out.ledger.rows, "backward_rows": out.ledger.backward_rows, "pictures": size.seeds * len(asked)}
     return {**{term: values.tolist() for term, values in meter.found.items()}, **cost}

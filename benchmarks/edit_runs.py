@@ -104,10 +104,11 @@ def edits(shop: Workshop, count: int, tick: Callable[[], None]) -> Found:
     for seed, (before, after) in enumerate(pairs):
         source = shop.recorded(before, seed)
         words, unet = edit.aligned(shop.pipe.tokenizer, before, after), shop.pipe.unet
+        blend = words.changed if all(words.changed) else None  # a style may be another's name less a word
         methods = {
             "resample": [],
             "prompt-to-prompt": [edit.prompt_to_prompt(unet, source, words)],
-            "prompt-to-prompt, blend": [edit.prompt_to_prompt(unet, source, words, blend=words.changed)],
+            "prompt-to-prompt, blend": [edit.prompt_to_prompt(unet, source, words, blend=blend)],
             "masactrl": [edit.masactrl(unet, source)],
             "plug-and-play": [edit.plug_and_play(unet, source)],
         }

@@ -24,9 +24,9 @@ from diffusers import DDIMScheduler
 from IPython.display import display
 
 import steer
+from steer import compose, edit, style
 from steer.cli.pictures import picture
-from steer.diffusion.controllers import compose, edit, style
-from steer.diffusion.controllers.maps import Maps
+from steer.diffusion.controllers import Maps
 from steer.draw import contact_sheet, overlay
 from steer.rewards import StyleMatch
 
@@ -74,7 +74,9 @@ display(contact_sheet([out.images[0], *drawn], column_labels=["picture", *words]
 
 # %%
 content, *styles = [picture(name) for name in ("noto:fox", "fluent:teddy bear", "twemoji:cat face")]
-source, *references = [steer.invert(pipe, one.pixels[None], num_inference_steps=STEPS) for one in (content, *styles)]
+source, *references = [
+    steer.invert(pipe, one.pixels[None], num_inference_steps=STEPS, repeats=3) for one in (content, *styles)
+]
 back = steer.reconstruct(pipe, source)[0]
 print(f"the fox and back: {float(-10 * (back - content.pixels).square().mean().log10()):.1f} dB")
 
@@ -102,10 +104,11 @@ display(contact_sheet(tiles, 5, row_labels=[one.name for one in styles], column_
 
 # %%
 pair = "fox and house, twemoji style"
-WAYS = {
-    "plain": [],
-    "attend-and-excite, 20": [compose.attend_and_excite(network, tokenizer, strength=20.0, thresholds={})],
-    "attend-and-excite, 40": [compose.attend_and_excite(network, tokenizer, strength=40.0, thresholds={})],
+WAYS = {"plain": []} | {
+    f"attend-and-excite, {strength:g}": [
+        compose.attend_and_excite(network, tokenizer, strength, thresholds={}, side=16, padding=False)
+    ]
+    for strength in (5.0, 20.0)
 }
 print("read from the prompt:", *map(str, compose.parse(pair).entities), sep="\n    ")
 tiles, rows = [], {}
@@ -129,7 +132,7 @@ display(contact_sheet(tiles, 4, row_labels=[f"{name}\n{cost}" for name, cost in 
 
 # %%
 apple, target = picture("noto:red apple"), "green apple, noto style"
-inverted = steer.invert(pipe, apple.pixels[None], apple.caption, num_inference_steps=STEPS)
+inverted = steer.invert(pipe, apple.pixels[None], apple.caption, num_inference_steps=STEPS, repeats=3)
 prompts = edit.aligned(tokenizer, apple.caption, target)
 EDITS = {
     "no control": [],
