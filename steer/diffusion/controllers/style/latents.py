@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -73,4 +74,6 @@ class LatentAdaIN(Controller):
             mask = over_tokens(self.mask, x.shape[-2])[None].to(x.device)
         every = [one[None].to(x) for part in targets for one in part]
         found = [adain(x, one, self.alpha, mask, dim=space) for one in every]
-        return found[0] if len(found) == 1 else sum(w * one for w, one in zip(self.weights, found, strict=True))
+        if len(found) == 1:
+            return found[0]
+        return torch.stack([w * one for w, one in zip(self.weights, found, strict=True)]).sum(0)
