@@ -17,8 +17,11 @@ def part_of(bench: Any) -> Part | None:
 
 
 def write(bench: Any, content: dict[str, Any]) -> None:
-    """RESULTS/NAME.json: what was measured, and what made it; NAME is that of the options' class, and of its module."""
-    config = record.config(bench)
+    """RESULTS/NAME.json: what was measured, and what made it; NAME is that of the options' class, and of its module.
+
+    Where its files go is no part of what made it.
+    """
+    config = {name: value for name, value in record.config(bench).items() if name not in ("out", "results", "into")}
     row = {"config": config, **record.origin(), **content}
     (bench.results / f"{config['command']}.json").write_text(json.dumps(row, indent=1) + "\n")
 
