@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.diffusion.attention.rows import Cond
 from steer.diffusion.control import Denoiser
 from steer.diffusion.state import Level
 
 FREE, ASKED, CONCEPT, WEAK = 0, 1, 2, -1
 """Unconditional (or negative prompt), conditional, the first of the concepts, conditional but made worse."""
-
-Cond = dict[str, Tensor]
-"""{argument of the network: (b, branches, ...)}."""
 
 
 def evaluate(
