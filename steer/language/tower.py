@@ -1,0 +1,114 @@
+"""Where a language model's activations are: its decoder blocks and their parts, found without per-model code."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+Part = Literal["block", "attention", "mlp", "heads"]
+PARTS: tuple[Part, ...] = ("block", "attention", "mlp", "heads")
+NAMES = {"attention": r"attn|attention", "mlp": r"mlp|feed_forward|ffn|fc2|experts"}
+"""Part -> what the child modules of a block that compute it are called in transformers."""
+
+
+class Tower(NamedTuple):
+    """The text half of a model.
+
+    decoder  the module that turns embeddings into final states
+    blocks   its layers, `len(blocks)` of them
+    width    d, the size of a state
+    """
+
+    decoder: nn.Module
+    blocks: nn.ModuleList
+    width: int
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A place in the text half where states (rows, tokens, width) pass.
+
+    layer  number of the decoder block, 0 first; negative counts from the last, resolved against a model
+    part   "block": the residual stream behind it; "attention", "mlp": what that part adds to the stream;
+           "heads": what enters the output projection of its attention, head by head
+    """
+
+    layer: int
+    part: Part = "block"
+
+    def __post_init__(self):
+        if self.part not in PARTS:
+            raise ValueError(f"part {self.part!r} of a site: expected one of {PARTS}.")
+
+    def __str__(self) -> str:
+        return f"{self.layer}" if self.part == "block" else f"{self.layer}.{self.part}"
+
+
+def site(place: Site | int | str) -> Site:
+    """A Site from an int (output of that block), its text ("12", "12.heads"), or itself."""
+    if isinstance(place, str):
+        layer, _, part = place.partition(".")
+        if not re.fullmatch(r"-?\d+", layer):
+            raise ValueError(f"site {place!r}: expected a layer, as in '12', or a layer and a part, as in '12.heads'.")
+        return Site(int(layer), part or "block")  # pyright: ignore[reportArgumentType]
+    return place if isinstance(place, Site) else Site(int(place))
+
+
+def tower(model: Any) -> Tower:
+    """The decoder of any transformers causal language model or vision-language model.
+
+    Raises ValueError for an encoder-decoder, and where no single list of blocks has the length that the configuration
+    states.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} is an encoder-decoder: expected a model with one decoder.")
+    config = model.config.get_text_config(decoder=True)
+    decoder = model.get_decoder()
+    found = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__}: {len(found)} lists of {config.num_hidden_layers} blocks in its decoder "
+            f"{type(decoder).__name__}; expected one. Pass the text model itself."
+        )
+    return Tower(decoder, found[0], config.hidden_size)
+
+
+def resolved(model: Any, place: Site | int | str) -> Site:
+    """The site with its layer counted from the first. Raises ValueError for a layer that the model does not have."""
+    asked, count = site(place), len(tower(model).blocks)
+    if not -count <= asked.layer < count:
+        raise ValueError(f"layer {asked.layer}: expected -{count} to {count - 1} of {type(model).__name__}.")
+    return Site(asked.layer % count, asked.part)
+
+
+def module_at(model: Any, place: Site | int | str) -> nn.Module:
+    """The module whose output (of "heads": whose input) is the site.
+
+    Raises ValueError for a layer or part that the model does not have, with what its block holds.
+    """
+    asked = resolved(model, place)
+    block = tower(model).blocks[asked.layer]
+    if asked.part == "block":
+        return block
+    part = _child(block, "mlp" if asked.part == "mlp" else "attention")
+    return _projection(part) if asked.part == "heads" else part
+
+
+def _child(block: nn.Module, part: str) -> nn.Module:
+    """Norms around a part are called after it too: what is wanted has parameters that are matrices."""
+    named = [m for name, m in block.named_children() if re.search(NAMES[part], name) and _matrices(m)]
+    if len(named) != 1:
+        raise ValueError(f"{len(named)} parts of {[n for n, _ in block.named_children()]} are its {part}: expected 1.")
+    return named[0]
+
+
+def _projection(attention: nn.Module) -> nn.Module:
+    """The output projection: the last matrix that an attention defines."""
+    return [m for m in attention.modules() if _matrices(m, recurse=False)][-1]
+
+
+def _matrices(module: nn.Module, recurse: bool = True) -> bool:
+    return any(p.ndim >= 2 for p in module.parameters(recurse=recurse))
