@@ -37,6 +37,11 @@ class Controller:
     couples_rows: bool = False
     """True if `wrap` lets the rows of a batch see each other: then no rows are shared and batches are never cut."""
 
+    @property
+    def reads(self) -> bool:
+        """Whether its look reads x0; where none does before one that `evaluates`, the network is not asked for it."""
+        return type(self).look is not Controller.look
+
     def start(self, state: State) -> State:
         return state
 
@@ -59,8 +64,12 @@ class Chain(Controller):
 
     @property
     def evaluates(self) -> bool:  # type: ignore[override]
-        """Whether the first controller does: the others find x0."""
-        return bool(self.controllers) and self.controllers[0].evaluates
+        """Whether the first that reads x0 does: the others find it."""
+        return next((c.evaluates for c in self.controllers if c.reads), False)
+
+    @property
+    def reads(self) -> bool:
+        return any(c.reads for c in self.controllers)
 
     @property
     def couples_rows(self) -> bool:  # type: ignore[override]
@@ -73,7 +82,7 @@ class Chain(Controller):
         return reduce(lambda f, c: c.wrap(f), self.controllers, denoiser)
 
     def look(self, state: State) -> State:
-        return reduce(lambda s, c: c.look(s if c.evaluates else s.evaluated()), self.controllers, state)
+        return reduce(lambda s, c: c.look(s.evaluated() if c.reads and not c.evaluates else s), self.controllers, state)
 
 
 def chain(*controllers: Controller) -> Chain:
@@ -116,6 +125,10 @@ class During(Controller):
     @property
     def couples_rows(self) -> bool:  # type: ignore[override]
         return self.inner.couples_rows
+
+    @property
+    def reads(self) -> bool:
+        return self.inner.reads
 
     def start(self, state: State) -> State:
         return self.inner.start(state)

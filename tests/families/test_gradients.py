@@ -8,7 +8,7 @@ import torch
 from solver_cases import CASES, close
 from tiny import Watch
 
-from steer import Controller, gradients
+from steer import Controller, gradients, guidance
 from steer.diffusion.loop import finished, sample
 from steer.diffusion.noise import ParticleNoise
 from steer.diffusion.pipelines import Steered, attach, denoiser_of
@@ -64,6 +64,13 @@ def test_at_strength_zero_it_is_the_plain_pipeline():
     idle, guided = run([gradients.dps(dark, 0.0), gradients.mpgd(dark, 0.0), gradients.reno(dark, 0)])
     assert torch.equal(idle, plain)
     assert guided.ledger.rows == session.ledger.rows
+
+
+def test_guidance_before_a_gradient_costs_no_evaluation_of_its_own():
+    """The gradient's look is the one that asks the network; guidance only takes its branches apart."""
+    latents, session = run([guidance.cfg(3.0), METHODS["dps"]])
+    assert close(latents, run(METHODS["dps"])[0], 1e-4)
+    assert (session.ledger.rows, session.ledger.backward_rows) == (2 * 2 * STEPS, 2 * 2 * STEPS)
 
 
 def test_exact_batches_keep_a_particle_apart_from_the_others():

@@ -110,6 +110,10 @@ class Guide(Controller):
     def couples_rows(self) -> bool:  # type: ignore[override]
         return self.rule.remembers  # its memory has one row for every slot
 
+    @property
+    def reads(self) -> bool:
+        return self.weak is not None and self.weak.reads
+
     def start(self, state: State) -> State:
         state = state if self.weak is None else self.weak.start(state)
         return self._marked(state) if self.rule.remembers else state
