@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,9 +49,9 @@ def _shift(undo: ExitStack, layer: nn.Module, v: Tensor) -> None:
 
 def _checked(model: Any, vector: SteeringVector, strength: float) -> None:
     tokens = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
-    with torch.no_grad(), recording(model, vector.sites) as plain:
-        with steering(model, vector, strength, keep_norm=False, relative=False):
-            run(model, tokens)
+    pushed = partial(steering, model, vector, strength, keep_norm=False, relative=False)
+    with torch.no_grad(), recording(model, vector.sites) as plain, pushed():
+        run(model, tokens)
     with ExitStack() as undo, torch.no_grad(), recording(model, vector.sites) as shifted:
         for place, v in vector.directions.items():
             _shift(undo, _last(model, place), strength * v)

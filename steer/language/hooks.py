@@ -16,10 +16,14 @@ Change = Callable[[Tensor], Tensor | None]
 
 def _behind(change: Change) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, tuple):  # some blocks return a tuple, some a tensor
-            changed = change(output[0])
-            return None if changed is None else (changed, *output[1:])
-        return change(output)
+        states = output[0] if isinstance(output, tuple) else output  # some blocks return a tuple, some a tensor
+        if states.ndim != 3:
+            raise ValueError(
+                f"{type(module).__name__} returns states {tuple(states.shape)}, its rows run together (OPT's MLP does "
+                "so): expected (rows, tokens, width). Take the block or the attention."
+            )
+        changed = change(states)
+        return (changed, *output[1:]) if changed is not None and isinstance(output, tuple) else changed
 
     return hook
 
@@ -36,7 +40,8 @@ def _before(change: Change) -> Callable[..., Any]:
 def hooked(model: Any, changes: Iterable[tuple[Site, Change]]) -> Iterator[None]:
     """Run each change at its site, in the order given: all of them or, if a site is not there, none.
 
-    Leaves the model as it was, also after an exception. Raises ValueError for a site that the model does not have.
+    Leaves the model as it was, also after an exception. Raises ValueError for a site that the model does not have, and
+    in a pass for states that are not (rows, tokens, width).
     """
     found = [(place, module_at(model, place), change) for place, change in changes]
     with ExitStack() as undo:

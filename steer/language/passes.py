@@ -36,7 +36,7 @@ class Pass:
 
 
 def repeated(values: Tensor, rows: int) -> Tensor:
-    """One entry for each row that runs: beams of a prompt lie side by side. Raises ValueError where that does not come out even."""
+    """One entry for each row that runs: beams of a prompt lie side by side. Raises ValueError where it is not even."""
     if rows % len(values):
         raise ValueError(f"{len(values)} rows were given, and a batch of {rows} runs: expected a multiple.")
     return values if rows == len(values) else values.repeat_interleave(rows // len(values), 0)

@@ -10,8 +10,12 @@ from torch import nn
 
 Part = Literal["block", "attention", "mlp", "heads"]
 PARTS: tuple[Part, ...] = ("block", "attention", "mlp", "heads")
-NAMES = {"attention": r"attn|attention", "mlp": r"mlp|feed_forward|ffn|fc2|experts"}
-"""Part -> what the child modules of a block that compute it are called in transformers."""
+NAMES = {
+    "attention": r"attn|attention",
+    "mlp": r"mlp|feed_forward|ffn|fc2|experts",
+    "heads": r"(^|\.)(o_proj|out_proj|c_proj|dense|wo)$",
+}
+"""Part -> what the modules that compute it, or that its heads enter, are called in transformers."""
 
 
 class Tower(NamedTuple):
@@ -32,8 +36,8 @@ class Site:
     """A place in the text half where states (rows, tokens, width) pass.
 
     layer  number of the decoder block, 0 first; negative counts from the last, resolved against a model
-    part   "block": the residual stream behind it; "attention", "mlp": what that part adds to the stream;
-           "heads": what enters the output projection of its attention, head by head
+    part   "block": the residual stream behind it; "attention", "mlp": what that part adds to the stream, or in Bloom,
+           whose parts do the sum, the stream behind it; "heads": what enters its attention's output projection
     """
 
     layer: int
@@ -93,22 +97,16 @@ def module_at(model: Any, place: Site | int | str) -> nn.Module:
     block = tower(model).blocks[asked.layer]
     if asked.part == "block":
         return block
-    part = _child(block, "mlp" if asked.part == "mlp" else "attention")
-    return _projection(part) if asked.part == "heads" else part
+    if asked.part == "mlp":
+        return _named(dict(block.named_children()), "mlp")
+    attention = _named(dict(block.named_children()), "attention")
+    return attention if asked.part == "attention" else _named(dict(attention.named_modules()), "heads")
 
 
-def _child(block: nn.Module, part: str) -> nn.Module:
-    """Norms around a part are called after it too: what is wanted has parameters that are matrices."""
-    named = [m for name, m in block.named_children() if re.search(NAMES[part], name) and _matrices(m)]
-    if len(named) != 1:
-        raise ValueError(f"{len(named)} parts of {[n for n, _ in block.named_children()]} are its {part}: expected 1.")
-    return named[0]
-
-
-def _projection(attention: nn.Module) -> nn.Module:
-    """The output projection: the last matrix that an attention defines."""
-    return [m for m in attention.modules() if _matrices(m, recurse=False)][-1]
-
-
-def _matrices(module: nn.Module, recurse: bool = True) -> bool:
-    return any(p.ndim >= 2 for p in module.parameters(recurse=recurse))
+def _named(modules: dict[str, nn.Module], part: str) -> nn.Module:
+    """The one that is called like the part; norms around it may be too, so it must hold matrices."""
+    holding = {name: m for name, m in modules.items() if any(p.ndim >= 2 for p in m.parameters())}
+    found = [m for name, m in holding.items() if re.search(NAMES[part], name)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} of the modules {list(holding)} are called like its {part}: expected one.")
+    return found[0]
