@@ -1,4 +1,4 @@
-"""Rewards: pictures and prompts in, one number a picture out, higher is better."""
+"""Rewards: pictures (or texts) and prompts in, one number for each out, higher is better."""
 
 from steer.rewards.adapt import FromCallable, FromPipeline, adapt, as_trl
 from steer.rewards.analytic import Colour, Compressibility, Sharpness
@@ -10,10 +10,12 @@ from steer.rewards.names import NAMES, named
 from steer.rewards.reference import Picture
 from steer.rewards.stitched import StitchedClip, stitch, tune
 from steer.rewards.style import EdgeSimilarity, StyleMatch
+from steer.rewards.text import Classifier, Length, Regex, TextReward, Vader, ValidJSON
 
 __all__ = [
     "NAMES",
     "Cached",
+    "Classifier",
     "ClipScore",
     "Colour",
     "Compressibility",
@@ -21,17 +23,22 @@ __all__ = [
     "FromCallable",
     "FromPipeline",
     "Judge",
+    "Length",
     "LinearDecoder",
     "Looking",
     "OnLatents",
     "Picture",
+    "Regex",
     "Reward",
     "Scaled",
     "Sharpness",
     "StitchedClip",
     "StyleMatch",
     "Sum",
+    "TextReward",
+    "Vader",
     "VaeDecoder",
+    "ValidJSON",
     "ZScored",
     "adapt",
     "as_trl",

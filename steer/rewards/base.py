@@ -1,4 +1,4 @@
-"""A reward is a value: a frozen configuration that scores pictures, and an algebra over such values."""
+"""A reward is a value: a frozen configuration that scores pictures or texts, and an algebra over such values."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Reward:
 
     differentiable  scores carry a gradient to the pictures; without it the call runs under no_grad
     needs_decode    it looks at pictures; False: at latents (b, ...), which are passed on unchecked
+    medium          "pictures", "latents", or "texts" of a `TextReward`: what is scored; only like adds to like
     pointwise       a picture's score does not depend on the other pictures of the call
     batch           the largest chunk that `score` is given, or None for the whole call
     """
@@ -32,16 +33,17 @@ class Reward:
     needs_decode: bool = True
     pointwise: bool = True
     batch: int | None = None
+    medium = property(lambda self: "pictures" if self.needs_decode else "latents")
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         raise NotImplementedError
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        images, prompts = checked(images, prompts, self.needs_decode)
+        images, prompts = checked(images, prompts, self.medium)
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"{self!r} has batch = {self.batch}: expected at least 1, or None for no limit.")
         if not len(images):
-            return images.new_zeros(0)
+            return torch.zeros(0, device=getattr(images, "device", None))
         step = self.batch or len(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
             parts = [self._chunk(images[k : k + step], prompts[k : k + step]) for k in range(0, len(images), step)]
@@ -51,8 +53,11 @@ class Reward:
         scores = self.score(images, prompts)
         if scores.shape != (len(images),):
             raise ValueError(
-                f"{self!r} returned shape {tuple(scores.shape)}; expected one score a picture: ({len(images)},)."
+                f"{self!r} returned shape {tuple(scores.shape)}; expected one score a {self.medium[:-1]}: "
+                f"({len(images)},)."
             )
+        if not isinstance(images, Tensor):
+            return scores.float()
         broken = images.detach().flatten(1).isnan().any(1)
         return scores.to(images.device, torch.float32).masked_fill(broken, torch.nan)
 
@@ -85,16 +90,19 @@ def _terms(reward: Reward) -> tuple[Reward, ...]:
 
 @dataclass(frozen=True)
 class Sum(Reward):
-    """r(x) = sum of r_k(x). All must look at pictures, or all at latents (ValueError)."""
+    """r(x) = sum of r_k(x). All must look at pictures, or all at latents, or all at texts (ValueError)."""
 
     rewards: tuple[Reward, ...]
 
     def __post_init__(self):
-        if len({reward.needs_decode for reward in self.rewards}) != 1:
-            raise ValueError(f"{self.rewards}: expected at least one, all on pictures or all on latents.")
+        if len({reward.medium for reward in self.rewards}) != 1:
+            raise ValueError(
+                f"{self.rewards}: expected at least one, all on pictures or all on latents or all on texts."
+            )
 
     differentiable = property(lambda self: all(reward.differentiable for reward in self.rewards))
     needs_decode = property(lambda self: self.rewards[0].needs_decode)
+    medium = property(lambda self: self.rewards[0].medium)
     pointwise = property(lambda self: all(reward.pointwise for reward in self.rewards))
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -107,6 +115,7 @@ class Wrapper(Reward):
     reward: Reward
     differentiable = property(lambda self: self.reward.differentiable)
     needs_decode = property(lambda self: self.reward.needs_decode)
+    medium = property(lambda self: self.reward.medium)
     pointwise = property(lambda self: self.reward.pointwise)
 
 
@@ -172,13 +181,15 @@ class Cached(Wrapper):
             raise ValueError(f"{self.reward!r} depends on the whole call; cache inside: reward.cached().zscored().")
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        if images.requires_grad and torch.is_grad_enabled():
+        if isinstance(images, Tensor) and images.requires_grad and torch.is_grad_enabled():
             return self.reward(images, prompts)
-        keys = [_key(image, prompt) for image, prompt in zip(images.cpu(), prompts)]
+        seen = images.cpu() if isinstance(images, Tensor) else images
+        keys = [_key(image, prompt) for image, prompt in zip(seen, prompts)]
         known = {key: self.store.pop(key) for key in dict.fromkeys(keys) if key in self.store}
         fresh = list({key: k for k, key in enumerate(keys) if key not in known}.values())
         if fresh:
-            scores = self.reward(images[fresh], [prompts[k] for k in fresh]).detach().cpu()
+            some = images[fresh] if isinstance(images, Tensor) else [images[k] for k in fresh]
+            scores = self.reward(some, [prompts[k] for k in fresh]).detach().cpu()
             known |= {keys[k]: one for k, one in zip(fresh, scores)}
         self.store.update(known)
         while len(self.store) > self.size:
@@ -186,7 +197,9 @@ class Cached(Wrapper):
         return torch.stack([known[key] for key in keys])
 
 
-def _key(image: Tensor, prompt: str) -> bytes:
+def _key(image: Tensor | str, prompt: str) -> bytes:
+    if isinstance(image, str):
+        return blake2b(repr((image, prompt)).encode(), digest_size=16).digest()
     digest = blake2b(repr((tuple(image.shape), prompt)).encode(), digest_size=16)
     digest.update(image.detach().contiguous().numpy().tobytes())
     return digest.digest()

@@ -1,9 +1,10 @@
-"""Checks where pictures, prompts and names come in from outside."""
+"""Checks where pictures, texts, prompts and names come in from outside."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +12,15 @@ from torch import Tensor
 SLACK = 1e-3  # decoders overshoot [0, 1] by rounding
 
 
-def checked(images: Tensor, prompts: Sequence[str], pictures: bool = True) -> tuple[Tensor, list[str]]:
+def checked(images: Any, prompts: Sequence[str], medium: str = "pictures") -> tuple[Any, list[str]]:
     """Images as float32 and prompts as a list, or a ValueError that says what to do.
 
-    With `pictures` they must be (b, 3, h, w) in [0, 1] up to rounding; NaN passes and makes a NaN score. Otherwise, for
-    rewards on latents, any (b, ...) does.
+    Of the medium "pictures" they must be (b, 3, h, w) in [0, 1] up to rounding; NaN passes and makes a NaN score. Of
+    "latents" any (b, ...) does. Of "texts" they are strings, and come back as a list.
     """
+    if medium == "texts":
+        return _texts(images, prompts)
+    pictures = medium == "pictures"
     if not isinstance(images, Tensor):
         raise ValueError(
             f"images are a {type(images).__name__}; expected a tensor (b, 3, h, w): use to_tensor(images)."
@@ -36,6 +40,15 @@ def checked(images: Tensor, prompts: Sequence[str], pictures: bool = True) -> tu
             "use (images + 1) / 2 for pictures in [-1, 1], and clamp what a decoder overshoots."
         )
     return images.float(), list(prompts)
+
+
+def _texts(texts: Any, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    for name, given in (("texts", texts), ("prompts", prompts)):
+        if isinstance(given, str | Tensor) or not all(isinstance(text, str) for text in given):
+            raise ValueError(f"{name} are {given!r:.80}; expected a list of strings.")
+    if len(texts) != len(prompts):
+        raise ValueError(f"{len(texts)} texts came with {len(prompts)} prompts; expected one prompt a text.")
+    return list(texts), list(prompts)
 
 
 def to_tensor(pictures: Iterable[object]) -> Tensor:

@@ -45,10 +45,15 @@ def folder(name: str) -> Path:
 def load(model: str | os.PathLike, **kwargs: Any) -> Any:
     """A stock diffusers pipeline: "emoji" (emoji-sd) or "emoji-flow", else a folder or hub id for `from_pretrained`.
 
-    kwargs go to `from_pretrained`; the embedded pipelines default to float32. Raises ValueError for a name that is
-    none of these, with close matches, and for weights that cannot be read; FileNotFoundError for embedded ones that
-    are missing.
+    Or "smollm2": a (model, tokenizer) of transformers, see `steer.zoo.smollm`. kwargs go to `from_pretrained`; the
+    embedded models default to float32. Raises ValueError for a name that is none of these, with close matches, and for
+    weights that cannot be read; FileNotFoundError for embedded ones that are missing.
     """
+    if str(model) == "smollm2":
+        from steer.zoo import smollm
+
+        return smollm.load(**kwargs)
+
     import torch
     from diffusers import DiffusionPipeline
 
@@ -58,10 +63,10 @@ def load(model: str | os.PathLike, **kwargs: Any) -> Any:
     if Path(model).is_dir():
         return _read(DiffusionPipeline, Path(model), **kwargs)
     if "/" not in str(model):
-        near = get_close_matches(str(model), ("emoji", *MODELS), cutoff=0.5)
+        near = get_close_matches(str(model), ("emoji", "smollm2", *MODELS), cutoff=0.5)
         raise ValueError(
             f"model {str(model)!r} is no folder and no hub id (owner/name){f'; did you mean {near}?' if near else ''}; "
-            "'emoji' is the embedded pipeline."
+            "'emoji' is the embedded pipeline, 'smollm2' the language model."
         )
     return DiffusionPipeline.from_pretrained(str(model), **kwargs)
 

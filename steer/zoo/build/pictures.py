@@ -89,14 +89,20 @@ def draw_singles(
     return compose(pictures, behind), texts
 
 
-def draw_scene(generator: Generator, background: Tensor = WHITE) -> tuple[Tensor, str]:
-    """A two-object picture (3, 64, 64) and its caption; held-out glyphs and pairs are never drawn."""
-    pictures, names, _ = glyphs()
+def draw_pair(generator: Generator) -> tuple[int, str, int, int]:
+    """Style, relation and both names of a scene, as indices but the relation; nothing held out is ever drawn."""
+    names = glyphs()[1]
     style, relation = randint(len(STYLES), generator), RELATIONS[randint(len(RELATIONS), generator)]
     while True:
         a, b = randint(len(names), generator), randint(len(names), generator)
         if a != b and split()[style, a] and split()[style, b] and not held_out_pair(names[a], names[b]):
-            break
+            return style, relation, a, b
+
+
+def draw_scene(generator: Generator, background: Tensor = WHITE) -> tuple[Tensor, str]:
+    """A two-object picture (3, 64, 64) and its caption; held-out glyphs and pairs are never drawn."""
+    pictures, names, _ = glyphs()
+    style, relation, a, b = draw_pair(generator)
     picture = scene(rgba(pictures[style, a]), rgba(pictures[style, b]), relation, background)
     return picture, scene_caption(names[a], relation, names[b], STYLES[style])
 
