@@ -9,11 +9,13 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from steer.cli.bench import Bench
+from steer.cli.chat import Chat
 from steer.cli.demo import Demo
 from steer.cli.edit import Edit
 from steer.cli.generate import Generate
 from steer.cli.maps import Maps
 from steer.cli.style import Style
+from steer.cli.vectors import Vectors
 from steer.cli.world import World
 
 Command = (
@@ -22,11 +24,13 @@ Command = (
     | Annotated[Style, subcommand("style", prefix_name=False)]
     | Annotated[Edit, subcommand("edit", prefix_name=False)]
     | Annotated[Maps, subcommand("maps", prefix_name=False)]
+    | Annotated[Vectors, subcommand("vectors", prefix_name=False)]
+    | Annotated[Chat, subcommand("chat", prefix_name=False)]
     | Annotated[World, subcommand("world", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
 )
 
-ABOUT = """Steer diffusion models to what you want, at inference time.
+ABOUT = """Steer diffusion and language models to what you want, at inference time.
 
 examples:
   steer demo
@@ -34,6 +38,8 @@ examples:
   steer style noto:fox "fluent:teddy bear"
   steer edit "noto:red apple" "a green apple, noto style"
   steer maps "a red apple, noto style"
+  steer vectors fit pairs.jsonl --sites 12
+  steer chat --vector steer-out/vector.safetensors --strength 0.1
   steer world check
   steer bench search --models toy-modes
 """

@@ -19,7 +19,7 @@ class Build:
 
     only: str | None = None
     """one stage; default all, in this order: vae, emoji-clip, emoji-judge, emoji-style, features, emoji-adain,
-    emoji-arbitrary, emoji-sd-coarse, emoji-sd, emoji-flow"""
+    emoji-arbitrary, emoji-sd-coarse, emoji-sd, emoji-flow, emoji-vlm-eyes, emoji-vlm; the last two need SmolLM2"""
     minutes: float | None = None
     """training time of that stage; a longer time than before trains on from the last checkpoint"""
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "steer" / "world")
@@ -47,7 +47,7 @@ class Check:
     """
 
     only: str | None = None
-    """one pipeline; default all that are there"""
+    """one pipeline, or emoji-vlm; default all that are there"""
     names: int = 297
     """how many names to generate with each pipeline, evenly spread, each in all four styles"""
     steps: int = 25
@@ -57,9 +57,12 @@ class Check:
     """folder of the contact sheets and card.json"""
 
     def run(self) -> None:
-        from steer.cli.card import check
+        from steer.cli import answers, card
 
-        check(self)
+        if self.only != "emoji-vlm":
+            card.check(self)
+        if self.only == "emoji-vlm" or (self.only is None and answers.there()):
+            answers.check(self)
 
 
 @dataclass(frozen=True)
