@@ -66,7 +66,7 @@ class Rotate:
         rest = hidden - c * u
         r = norm(rest).to(hidden.dtype).clamp_min(torch.finfo(hidden.dtype).tiny)
         size, angle = torch.hypot(c, r), torch.atan2(r, c)
-        angle = (angle - strength).clamp(0, torch.pi)
+        angle = (angle - strength * (norm(direction) > 0)).clamp(0, torch.pi)
         return size * (torch.cos(angle) * u + torch.sin(angle) * rest / r)
 
 
@@ -95,7 +95,9 @@ def norm(hidden: Tensor) -> Tensor:
 
 
 def unit(direction: Tensor) -> Tensor:
-    return direction / norm(direction).to(direction.dtype)
+    """v / |v|, and 0 for 0, which leads nowhere."""
+    size = norm(direction).to(direction.dtype)
+    return direction / torch.where(size > 0, size, 1)
 
 
 def along(hidden: Tensor, u: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ Change = Callable[[Tensor], Tensor | None]
 """states (rows, tokens, width) -> what takes their place, or None to leave them."""
 
 
-def _behind(change: Change) -> Callable[..., Any]:
+def _behind(change: Change, flat: bool) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output  # some blocks return a tuple, some a tensor
-        if states.ndim != 3:
+        if states.ndim != 3 and not flat:
             raise ValueError(
                 f"{type(module).__name__} returns states {tuple(states.shape)}, its rows run together (OPT's MLP does "
                 "so): expected (rows, tokens, width). Take the block or the attention."
@@ -37,11 +37,12 @@ def _before(change: Change) -> Callable[..., Any]:
 
 
 @contextmanager
-def hooked(model: Any, changes: Iterable[tuple[Site, Change]]) -> Iterator[None]:
+def hooked(model: Any, changes: Iterable[tuple[Site, Change]], flat: bool = False) -> Iterator[None]:
     """Run each change at its site, in the order given: all of them or, if a site is not there, none.
 
     Leaves the model as it was, also after an exception. Raises ValueError for a site that the model does not have, and
-    in a pass for states that are not (rows, tokens, width).
+    in a pass for states that are not (rows, tokens, width), unless `flat`: the vision towers of some models lay all
+    pictures end to end, (pictures * tokens, width).
     """
     found = [(place, module_at(model, place), change) for place, change in changes]
     with ExitStack() as undo:
@@ -49,6 +50,6 @@ def hooked(model: Any, changes: Iterable[tuple[Site, Change]]) -> Iterator[None]
             if place.part == "heads":
                 hook = module.register_forward_pre_hook(_before(change))
             else:
-                hook = module.register_forward_hook(_behind(change))
+                hook = module.register_forward_hook(_behind(change, flat))
             undo.callback(hook.remove)
         yield

@@ -49,12 +49,13 @@ def activations(
     places = [resolved(model, place) for place in sites]
     parts: dict[Site, list[Tensor]] = {place: [] for place in places}
     for k in range(0, len(weights), rows):
-        batch = {name: value[k : k + rows] for name, value in tokens.items() if name != "answer"}
         with recording(model, places) as found:
-            run(model, batch)
-        weight = weights[k : k + rows, :, None]
+            run(model, _rows(tokens, k, k + rows))
         for place in places:
-            parts[place].append((found[place][-1].float() * weight.to(found[place][-1].device)).sum(1))
+            states = found[place][-1].float()
+            weight = weights[k : k + rows, :, None].to(states.device)
+            # the states of padding may be NaN
+            parts[place].append(torch.where(weight > 0, states * weight, 0).sum(1))
     return {place: torch.cat(part) for place, part in parts.items()}
 
 
@@ -65,7 +66,7 @@ def norms(model: Any, tokens: Mapping[str, Tensor], sites: Iterable[Place], rows
     sizes: dict[Site, list[Tensor]] = {place: [] for place in places}
     for k in range(0, len(real), rows):
         with recording(model, places) as found:
-            run(model, {name: value[k : k + rows] for name, value in tokens.items() if name != "answer"})
+            run(model, _rows(tokens, k, k + rows))
         for place in places:
             states = found[place][-1]
             sizes[place].append(norm(states)[..., 0][real[k : k + rows].to(states.device)])
@@ -81,6 +82,21 @@ def run(model: Any, tokens: Mapping[str, Tensor]) -> Any:
     if "position_ids" in takes and set(tokens) <= {"input_ids", "attention_mask"}:  # a VLM counts its own
         extra["position_ids"] = (tokens["attention_mask"].cumsum(1) - 1).clamp_min(0)
     return model(**{name: value.to(model.device) for name, value in tokens.items()}, **extra)
+
+
+def _rows(tokens: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    """Some rows of a batch; of pictures, whose patches some processors lay end to end, the share of these rows.
+
+    Raises ValueError for pictures that the rows do not share evenly.
+    """
+    count = len(tokens["attention_mask"])
+    given = {name: value for name, value in tokens.items() if name != "answer"}
+    if first == 0 and last >= count:
+        return given
+    if uneven := [name for name, value in given.items() if len(value) % count]:
+        raise ValueError(f"{uneven} cannot be cut into {count} rows: run all at once, with rows={count}.")
+    share = {name: len(value) // count for name, value in given.items()}
+    return {name: value[first * share[name] : last * share[name]] for name, value in given.items()}
 
 
 def _weights(tokens: Mapping[str, Tensor], at: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -98,6 +98,8 @@ def scope(where: str | Scope | Tensor, model: Any, length: int | None = None) ->
         if where.dtype != torch.bool or where.ndim != 2:
             raise ValueError(f"a mask {where.dtype} {tuple(where.shape)}: expected bool (rows, columns of the prompt).")
         return Chosen(where)
+    if isinstance(where, Positions) and where.length is None:
+        return replace(where, length=length)
     if not isinstance(where, str):
         return where
     if where == "image":

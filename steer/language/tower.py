@@ -103,6 +103,15 @@ def module_at(model: Any, place: Site | int | str) -> nn.Module:
     return attention if asked.part == "attention" else _named(dict(attention.named_modules()), "heads")
 
 
+def width_at(model: Any, place: Site | int | str) -> int:
+    """The size of a state at a site: that of the stream, or of all heads together."""
+    if site(place).part != "heads":
+        resolved(model, place)
+        return tower(model).width
+    projection = module_at(model, place)
+    return getattr(projection, "in_features", projection.weight.shape[0])  # Conv1D has its inputs first
+
+
 def _named(modules: dict[str, nn.Module], part: str) -> nn.Module:
     """The one that is called like the part; norms around it may be too, so it must hold matrices."""
     holding = {name: m for name, m in modules.items() if any(p.ndim >= 2 for p in m.parameters())}

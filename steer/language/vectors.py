@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steer.language.tower import Site, resolved, site, tower
+from steer.language.tower import Site, resolved, site, tower, width_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +91,18 @@ class SteeringVector:
 def fitted_to(vector: SteeringVector, model: Any) -> SteeringVector:
     """The vector with its layers counted from the first.
 
-    Raises ValueError for a layer that the model does not have, and for directions of another width than its states.
+    Raises ValueError for a layer that the model does not have, for directions of another width than its states, and for
+    a vector that says that it was fitted to another number of layers.
     """
-    width = tower(model).width
+    count = vector.provenance.get("blocks", "")
+    if count and count != str(len(tower(model).blocks)):
+        raise ValueError(
+            f"a vector of a model with {count} layers, and {type(model).__name__} has {len(tower(model).blocks)}: this "
+            "vector comes from another model."
+        )
     for place, v in vector.directions.items():
-        resolved(model, place)
-        if place.part != "heads" and len(v) != width:
+        width = width_at(model, place)
+        if len(v) != width:
             raise ValueError(
                 f"site {place}: a direction of width {len(v)}, and {type(model).__name__} has states of width {width}: "
                 "this vector comes from another model."

@@ -129,6 +129,14 @@ def test_rows_have_their_own_vectors_and_strengths_also_under_beams():
         assert torch.equal(both[k], alone[0])
 
 
+def test_a_direction_of_zeros_leads_nowhere():
+    model, given = text_model("llama"), tokens(1, 5)
+    plain = model(**given).logits
+    for edit in ("add", "ablate", "clamp", "rotate"):
+        with steering(model, 0 * random(1), 0.5, edit=edit, keep_norm=False):
+            assert torch.allclose(model(**given).logits, plain, atol=1e-5), edit
+
+
 def test_a_gate_opens_for_the_rows_that_show_the_condition():
     model, given, push = text_model("llama"), tokens(3, 7, padded=2), random(2)
     means = activations(model, given, [1], at="mean")[Site(1)]
@@ -187,7 +195,9 @@ def test_what_goes_wrong_while_opening_leaves_nothing_behind():
     ("how", "message"),
     [
         (lambda m: steering(m, random(1, width=48)), "of width 48.*width 32"),
+        (lambda m: steering(m, random("1.heads", width=48)), "of width 48.*width 32"),
         (lambda m: steering(m, random(9)), "layer 9: expected -3 to 2"),
+        (lambda m: steering(m, SteeringVector({1: torch.ones(32)}, {1: 1.0}, {"blocks": "30"})), "30 layers"),
         (lambda m: steering(m, SteeringVector({1: torch.ones(32)})), "no norms"),
         (lambda m: steering(m, random(1), float("nan")), "finite"),
         (lambda m: steering(m, random(1), [[0.1]]), "one for each row"),
