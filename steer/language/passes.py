@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,8 +36,25 @@ class Pass:
     tokens: Tensor | None
 
 
+ORIGIN: ContextVar[Tensor | None] = ContextVar("origin", default=None)
+"""(rows,) which prompt each row of the running pass is of, where a decoder drops and copies rows."""
+
+
+@contextmanager
+def rows_of(origin: Tensor) -> Iterator[None]:
+    """While it is open, row i of every pass is of prompt origin[i], which gets what is meant for that prompt."""
+    token = ORIGIN.set(origin)
+    try:
+        yield
+    finally:
+        ORIGIN.reset(token)
+
+
 def repeated(values: Tensor, rows: int) -> Tensor:
     """One entry for each row that runs: beams of a prompt lie side by side. Raises ValueError where it is not even."""
+    origin = ORIGIN.get()
+    if origin is not None and len(origin) == rows and len(values) > 1:
+        return values[origin.to(values.device)]
     if rows % len(values):
         raise ValueError(f"{len(values)} rows were given, and a batch of {rows} runs: expected a multiple.")
     return values if rows == len(values) else values.repeat_interleave(rows // len(values), 0)
