@@ -81,7 +81,7 @@ def inputs(name: str) -> dict[str, Tensor]:
 def vector(name: str, sites: tuple[int | str, ...], seed: int = 0) -> SteeringVector:
     generator = torch.Generator().manual_seed(seed)
     directions = {place: torch.randn(32, generator=generator) for place in sites}
-    return SteeringVector(directions, norms(model(name), inputs(name), sites, rows=99))
+    return SteeringVector(directions, norms(model(name), inputs(name), sites))
 
 
 def greedy(name: str, given: dict[str, Tensor], **settings: Any) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,13 @@ TEXT: dict[str, tuple[Any, type[hf.PreTrainedConfig], dict[str, Any]]] = {
 }
 
 
-@cache
 def text_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """The tiny causal language model of a family, in eval mode; shared by all tests, so leave it as it was."""
+    return _text_model(name, dtype)
+
+
+@cache
+def _text_model(name: str, dtype: torch.dtype) -> Any:
     build, config, values = TEXT[name]
     return made(build, config(**values), dtype)
 

@@ -106,9 +106,13 @@ VISION: dict[str, tuple[Any, Callable[[], Any]]] = {
 }
 
 
-@cache
 def vision_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """The tiny vision-language model of a family, in eval mode; shared by all tests, so leave it as it was."""
+    return _vision_model(name, dtype)
+
+
+@cache
+def _vision_model(name: str, dtype: torch.dtype) -> Any:
     build, config = VISION[name]
     return made(build, config(), dtype)
 

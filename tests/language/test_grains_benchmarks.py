@@ -1,0 +1,153 @@
+"""The benchmarks of GrAInS run at a small size on a tiny model, resume, and say what they found."""
+
+import csv
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from grains_toys import BAD, GOOD, PLAIN, planted
+from tiny_models import tokenizer
+
+from steer.cli.record import Rows
+from steer.language.data import Pair
+
+sys.path.append(str(Path(__file__).parents[2]))  # benchmarks are no part of the package
+grains, persona, persona_methods = (
+    import_module(f"benchmarks.{name}") for name in ("grains", "persona", "persona_methods")
+)
+FIELDS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Persona files of good and bad words, TruthfulQA of a few rows, and the planted model in the place of SmolLM2."""
+    model, _ = planted()
+    model.float()
+    monkeypatch.setattr("steer.load", lambda name: (model, tokenizer()))
+    monkeypatch.setattr(grains, "peaks", lambda *_: {"ours_mb": 1.0, "captum_mb": 2.0})
+    (tmp_path / "persona").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name in ("extraversion", "agreeableness"):
+        lines = []
+        for k in range(60):
+            words = (GOOD if k % 2 else BAD) + PLAIN
+            text = "".join(words[i] for i in torch.randint(len(words), (6,), generator=generator).tolist())
+            answers = (" Yes", " No") if k % 2 else (" No", " Yes")
+            lines.append(
+                dict(
+                    zip(
+                        ("question", "answer_matching_behavior", "answer_not_matching_behavior"),
+                        ("Is" + text, *answers),
+                    )
+                )
+            )
+        (tmp_path / "persona" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with (tmp_path / "truthfulqa.csv").open("w") as file:
+        rows = csv.DictWriter(file, ["Question", "Best Answer", "Best Incorrect Answer", "Incorrect Answers"])
+        rows.writeheader()
+        for words in ("Is the cat red", "Is the dog blue", "Is it sad and red", "Is it not the cat"):
+            rows.writerow(dict(zip(rows.fieldnames, (words, "Yes it is", "No", "No"))))
+    return tmp_path
+
+
+def test_the_check_the_gaps_and_the_speed(data):
+    bench = grains.Grains(data=data, out=data / "out", results=data, small=True, levels=(3,))
+    grains.main(bench)
+    found = json.loads((data / "grains.json").read_text())
+    assert {(line["data"], line["method"]) for line in found["attribution"]} == {
+        (name, method) for name in bench.personas for method in ("ig", "occlusion")
+    }
+    for line in found["attribution"]:
+        assert line["pairs"] == 4
+        mean, low, high = line["I+ - random"]
+        assert low <= mean <= high
+        assert mean == pytest.approx(line["I+"] - line["random+"], abs=1e-6)
+    assert [line["baseline"] for line in found["gaps"]] == ["prompt", "random", "pad", "mean", "zero"] * 2
+    for line in found["speed"]:
+        assert line["apart at most"] < 1e-4
+        assert line["ours, MB"] == 1.0
+    rows = Rows(data / "out" / "results.jsonl").rows
+    grains.main(bench)
+    assert Rows(data / "out" / "results.jsonl").rows == rows
+    grains.main(grains.replace(bench, part="gaps", words="all"))
+    found = json.loads((data / "grains.json").read_text())["gaps"]
+    assert [line["baseline"] for line in found if line["words"] == "all"] == ["random", "pad", "mean", "zero"] * 2
+
+
+def test_a_check_that_passes_says_so():
+    def rows(shift):
+        values = {"I+": 1.0 + shift, "random+": 0.1, "I-": -1.0, "random-": 0.0, "gap": 0.01}
+        kind = {"data": "a", "words": "own", "method": "ig", "asked": "prompt"}
+        return [{**kind, **values, "I+": values["I+"] + 0.01 * k} for k in range(8)]
+
+    assert grains.attribution_table(rows(0.0))[0]["passed"]
+    assert not grains.attribution_table(rows(-1.0))[0]["passed"]
+
+
+def test_the_study_chooses_on_validation_and_judges_on_others(data):
+    methods = ("caa", "grains", "random-masks", "random", "prompt")
+    options = {
+        "data": data,
+        "out": data / "out",
+        "results": data,
+        "small": True,
+        "methods": methods,
+        "heads": 4,
+        "cap": 9.0,
+    }
+    bench = persona.Persona(**options)
+    persona.main(bench_of(bench))
+    rows = Rows(data / "out" / "results.jsonl")
+    found = json.loads((data / "persona.json").read_text())["table"]
+    assert [line["method"] for line in found] == list(methods)
+    for method in methods:
+        tried, (kept,) = (rows.find(what=what, method=method) for what in ("validation", "held out"))
+        best = max(tried, key=lambda row: row["change"])
+        assert (kept["layer"], kept["strength"]) == (best["layer"], best["strength"])
+        assert len(kept["plain"]) == len(kept["+"]) == len(kept["-"]) == 8
+    for line in found:
+        for name in ("m(+v) - m", "m(-v) - m", "[m(+v) - m(-v)] / 2"):
+            mean, low, high = line[name]
+            assert low <= mean <= high
+        assert line["perplexity x"] == pytest.approx(1.0) if line["method"] == "prompt" else line["perplexity x"] > 0
+        assert (line["m(+v) - m"][0] - line["m(-v) - m"][0]) / 2 == pytest.approx(
+            line["[m(+v) - m(-v)] / 2"][0], abs=1e-4
+        )
+    before = rows.rows
+    persona.main(bench_of(bench))
+    assert Rows(data / "out" / "results.jsonl").rows == before
+
+
+def bench_of(bench):
+    """Small, at a layer that the tiny model has."""
+    small = bench.sized
+    return persona.replace(small, small=False, layers=(1,), strengths=(0.1, 0.3))
+
+
+def test_no_pair_is_in_two_parts(data):
+    bench = persona.Persona(data=data, fitted=8, validated=8, held_out=8, seeds=3)
+    studies = [persona.study_of(bench, None, None, "extraversion", seed) for seed in range(3)]
+    assert studies[0].held_out == studies[1].held_out
+    parts = [*(study.pairs for study in studies), studies[0].validation, studies[0].held_out]
+    prompts = [pair.prompt for part in parts for pair in part]
+    assert len(prompts) == len(set(prompts)) == 40
+    assert all(sum(pair.positive == " Yes" for pair in part) == 4 for part in parts)
+    with pytest.raises(ValueError, match="seed 3"):
+        persona.study_of(bench, None, None, "extraversion", 3)
+
+
+def test_where_nothing_is_under_the_cap_the_mildest_setting_is_taken():
+    rows = [{"change": c, "perplexity": p} for c, p in ((1.0, 1.3), (0.5, 1.2), (2.0, 1.5))]
+    assert persona.chosen(rows, 1.05) == rows[1]
+    assert persona.chosen(rows, 1.4) == rows[0]
+
+
+def test_the_prompt_baseline_puts_words_in_front(data):
+    study = persona_methods.Study(None, None, "risk-averse", 0, (), (), (), 5, 4)
+    plain = [Pair("Is it?", " Yes", " No")]
+    (pair,) = persona_methods.instructed(study, "prompt", plain, -1)
+    assert pair.prompt == "Answer as someone without any risk averse would.\n\nIs it?"
+    assert persona_methods.instructed(study, "caa", plain) == plain
