@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from steer import rewards, transfer
 from steer.diffusion import attention
@@ -31,6 +33,9 @@ from steer.diffusion.pipelines import Steered, attach, denoiser_of, invert, reco
 from steer.diffusion.state import Level, State
 from steer.diffusion.trajectory import Trajectory
 from steer.zoo import load
+
+if TYPE_CHECKING:
+    from steer import language
 
 try:
     __version__ = version("steer")
@@ -61,6 +66,7 @@ __all__ = [
     "guidance",
     "halving",
     "invert",
+    "language",
     "load",
     "noise_search",
     "paths",
@@ -74,3 +80,10 @@ __all__ = [
     "svdd",
     "transfer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The language wing is imported when it is first named: pictures do not need it."""
+    if name == "language":
+        return import_module("steer.language")
+    raise AttributeError(f"module 'steer' has no attribute {name!r}")
