@@ -1,0 +1,154 @@
+"""What is compared in the steering study: how each vector is made, and how it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.grains_runs import silently
+from steer.language import SteeringVector, extract, grains, steering
+from steer.language.data import Pair
+from steer.language.extract.fitting import described
+from steer.language.guard import PromptGuard
+from steer.language.neutral import TEXTS
+from steer.language.scoring import margins, perplexity
+
+NEUTRAL = {"choice": TEXTS[: len(TEXTS) // 2], "report": TEXTS[len(TEXTS) // 2 :]}
+"""Texts for choosing a setting, and other ones for what is reported."""
+INSTRUCTIONS = {
+    1: "Answer as someone with very much {subject} would.",
+    -1: "Answer as someone without any {subject} would.",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how strongly: a layer, or None for all that the vector has."""
+
+    layer: int | None
+    strength: float
+
+
+class Plain(NamedTuple):
+    """Margins of the pairs and perplexities of the neutral texts, of a model that is not steered."""
+
+    validation: Tensor
+    held_out: Tensor
+    perplexity: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A model, and pairs to fit to, to choose settings by, and to judge by."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    seed: int
+    pairs: Sequence[Pair]
+    validation: Sequence[Pair]
+    held_out: Sequence[Pair]
+    k: int
+    heads: int
+
+    @cached_property
+    def gradients(self) -> list[grains.Attribution]:
+        """Attributions of the steering pairs by integrated gradients; what chooses their tokens, or how many."""
+        return self._attributed("ig")
+
+    @cached_property
+    def occlusions(self) -> list[grains.Attribution]:
+        return self._attributed("occlusion")
+
+    @cached_property
+    def plain(self) -> Plain:
+        found = {use: perplexity_of(self, use) for use in NEUTRAL}
+        return Plain(margins_of(self, self.validation), margins_of(self, self.held_out), found)
+
+    @cached_property
+    def vectors(self) -> dict[str, SteeringVector]:
+        """Method -> vector, as they are asked for."""
+        return {}
+
+    def vector(self, method: str) -> SteeringVector:
+        if method not in self.vectors:
+            self.vectors[method] = METHODS[method](self)
+        return self.vectors[method]
+
+    def _attributed(self, method: Any) -> list[grains.Attribution]:
+        others = [pair.prompt for pair in self.pairs]
+        given = {"others": others, "seed": self.seed}
+        return [silently(grains.attribute, self.model, self.tokenizer, pair, method, **given) for pair in self.pairs]
+
+
+def fitted(study: Study, found: list[grains.Attribution], **how: Any) -> SteeringVector:
+    return grains.fit(study.model, study.tokenizer, study.pairs, study.k, attribution=found, seed=study.seed, **how)
+
+
+def drawn(study: Study) -> SteeringVector:
+    """A direction drawn evenly, at the sites of CAA and with its norms."""
+    caa, generator = study.vector("caa"), torch.Generator().manual_seed(study.seed)
+    random = {place: torch.randn(v.shape, generator=generator) for place, v in caa.directions.items()}
+    return SteeringVector(random, caa.norms, described(study.model, "random", study.pairs)).normalized()
+
+
+def paired(method: str) -> Callable[[Study], SteeringVector]:
+    return lambda study: extract.fit(study.model, study.tokenizer, study.pairs, method)
+
+
+RESPONSE: dict[str, Any] = {"method": "mean", "at": "response_last"}
+METHODS: dict[str, Callable[[Study], SteeringVector] | None] = {
+    "caa": paired("mean"),
+    "pca": paired("pca"),
+    "probe": paired("probe"),
+    "iti": lambda study: extract.iti(study.model, study.tokenizer, study.pairs, study.heads),
+    "grains": lambda study: fitted(study, study.gradients),
+    "grains-mean": lambda study: fitted(study, study.gradients, **RESPONSE),
+    "occlusion": lambda study: fitted(study, study.occlusions, **RESPONSE),
+    "random-masks": lambda study: fitted(study, study.gradients, top="rand", **RESPONSE),
+    "random": drawn,
+    "prompt": None,
+}
+
+
+def settings(method: str, layers: Sequence[int], strengths: Sequence[float], alphas: Sequence[float]) -> list[Setting]:
+    """What is tried on the validation pairs."""
+    if METHODS[method] is None:
+        return [Setting(None, 1.0)]
+    if method == "iti":  # its heads are in many layers
+        return [Setting(None, alpha) for alpha in alphas]
+    return [Setting(layer, strength) for layer in layers for strength in strengths]
+
+
+def steered(study: Study, method: str, setting: Setting) -> AbstractContextManager[Any]:
+    """The model under a method, strength and sign included."""
+    if METHODS[method] is None:
+        return nullcontext()
+    vector = study.vector(method)
+    if method == "iti":
+        return steering(study.model, vector, setting.strength, relative=False, keep_norm=False)
+    return steering(study.model, vector[[setting.layer]], setting.strength)
+
+
+def instructed(study: Study, method: str, pairs: Sequence[Pair], sign: int = 1) -> Sequence[Pair]:
+    """The pairs with an instruction in front, for the method that is one."""
+    if METHODS[method] is not None:
+        return pairs
+    guard = PromptGuard(study.name.replace("-", " "), INSTRUCTIONS[sign])
+    return [replace(pair, prompt=guard(pair.prompt)) for pair in pairs]
+
+
+def margins_of(study: Study, pairs: Sequence[Pair]) -> Tensor:
+    """(n,) on the CPU."""
+    return margins(study.model, study.tokenizer, pairs).float().cpu()
+
+
+def perplexity_of(study: Study, use: str) -> float:
+    """Of neutral texts."""
+    return perplexity(study.model, study.tokenizer, NEUTRAL[use])
