@@ -1,7 +1,7 @@
 """The language wing: read, steer and decode transformers language and vision-language models, at inference time.
 
-    model, tokenizer = steer.load("smollm2")                                   # or any causal model of transformers
-    vector = steer.language.fit(model, tokenizer, pairs, sites=[12])           # pairs of a wanted and an unwanted answer
+    model, tokenizer = steer.load("smollm2")                          # or any causal model of transformers
+    vector = steer.language.fit(model, tokenizer, pairs, sites=[12])  # pairs of a wanted and an unwanted answer
     with steer.language.steering(model, vector, strength=0.1):
         model.generate(**inputs)
 

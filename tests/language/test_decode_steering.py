@@ -1,4 +1,4 @@
-"""Steering that is open around guided decoding: rows are dropped and copied, and each keeps what its prompt was given."""
+"""Steering that is open around guided decoding: rows are dropped and copied, each keeps what its prompt was given."""
 
 import pytest
 import torch

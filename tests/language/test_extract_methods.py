@@ -87,6 +87,17 @@ def test_iti_finds_the_heads_that_know(monkeypatch, generator):
         torch.testing.assert_close(vector.directions[place], wanted)
 
 
+def test_iti_passes_over_a_head_that_is_dead(monkeypatch):
+    """Its states are all the same, so no probe tells them apart."""
+    for states in heads_that_know(monkeypatch).values():
+        for side in states[:2]:
+            side[:, :8] = 0.0
+    vector = iti(tiny_models.text_model("llama"), TOKENIZER, [Pair("I", "a", "b")] * 40, heads=12)
+    accuracies = dict(head.split(":") for head in vector.provenance["heads"].split())
+    assert accuracies["0.0"] == accuracies["2.0"] == "0.500"
+    assert accuracies["1.2"] == "1.000"
+
+
 def test_iti_reads_what_enters_the_output_projection():
     """End to end: K heads of the model, in units of their spread, and a model that they steer."""
     model = tiny_models.text_model("qwen3")

@@ -90,9 +90,11 @@ def _mass_mean(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _accuracy(positive: Tensor, negative: Tensor, split: tuple[Tensor, Tensor]) -> float:
-    """Share of held-out states on the right side of a probe that was fitted on the others."""
+    """Share of held-out states on the right side of a probe that was fitted on the others; of a dead head 0.5."""
     fitted, judged = split
     rows = torch.cat([positive[fitted], negative[fitted]])
+    if (rows == rows[0]).all():
+        return 0.5
     probe = logistic(rows, torch.arange(len(rows)) < len(fitted))
     right = torch.cat([probe(positive[judged]) > 0, probe(negative[judged]) <= 0])
     return float(right.float().mean())
