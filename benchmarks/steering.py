@@ -108,7 +108,7 @@ def repeng(model: Any, vector: SteeringVector) -> Iterator[None]:
     """vgel/repeng: wraps blocks for good, so its modules are put back here."""
     import numpy
 
-    numpy.float_ = numpy.float64  # repeng 0.4.0 names a type that NumPy 2 has dropped
+    numpy.float_ = numpy.float64  # noqa: NPY201 - repeng 0.4.0 names a type that NumPy 2 has dropped
     from repeng import ControlModel, ControlVector
 
     blocks = tower(model).blocks
@@ -137,7 +137,7 @@ PEERS = {"repeng": repeng, "steering_vectors": steering_vectors}
 
 
 def agreement(model: Any, prompt: Any, variants: dict[str, Callable[[], AbstractContextManager]]) -> dict[str, Any]:
-    """How far the states before the last block are from those of "add", relative to them: 0 where it is the same sum."""
+    """How far the states behind the last block are from those of "add", relative to them: 0 for the same sum."""
     states = {}
     for name, opened in variants.items():
         # opened last, so that it sees what every hook before it has made

@@ -47,14 +47,13 @@ def scores(seeing: Seeing, shown: Sequence[Shown], seed: int = 0, blank: bool = 
     """
     generator = torch.Generator().manual_seed(seed)
     pictures = [torch.ones_like(one.picture) if blank else one.picture for one in shown]
-    asked = [(k, name, "yes, present") for k, one in enumerate(shown) for name in one.names]
-    for kind, near in (("no, absent", False), ("no, absent, near", True)):
-        asked += [(k, absent(one.names, near, generator), kind) for k, one in enumerate(shown) for _ in one.names]
-    said = answers(seeing, [pictures[k] for k, _, _ in asked], [presence(name) for _, name, _ in asked], tokens=1)
+    asked = {"yes, present": [(k, name) for k, one in enumerate(shown) for name in one.names]}
+    for measure, near in (("no, absent", False), ("no, absent, near", True)):
+        asked[measure] = [(k, absent(shown[k].names, near, generator)) for k, _ in asked["yes, present"]]
     found = {}
-    for kind in (*MEASURES,)[:3]:
-        right = [word == (YES if kind.startswith("yes") else NO) for word, (_, _, own) in zip(said, asked) if own == kind]
-        found[kind] = sum(right) / len(right)
+    for measure, names in asked.items():
+        said = answers(seeing, [pictures[k] for k, _ in names], [presence(name) for _, name in names], tokens=1)
+        found[measure] = said.count(YES if measure == "yes, present" else NO) / len(said)
     found["yes or no"] = found["yes, present"] / 2 + (found["no, absent"] + found["no, absent, near"]) / 4
     described = [told(answer) for answer in answers(seeing, pictures, [DESCRIBE] * len(shown))]
     named = [name in words for words, one in zip(described, shown) for name in one.names]

@@ -21,7 +21,7 @@ PIPELINES = {"emoji-sd": {}, "emoji-flow": {"text_encoder_3": None, "tokenizer_3
 """Embedded pipeline -> what `from_pretrained` must be told: for a Stable Diffusion 3, that there is no T5."""
 CALLS = {"emoji-flow": {"max_sequence_length": 1}}
 """Embedded pipeline -> what makes a call of it cheaper: no 256 rows of zeros in the place of T5."""
-MODELS = (*PIPELINES, "emoji-clip", "emoji-judge", "emoji-style", "emoji-adain", "emoji-arbitrary")
+MODELS = (*PIPELINES, "emoji-clip", "emoji-judge", "emoji-style", "emoji-adain", "emoji-arbitrary", "emoji-vlm")
 
 
 def folder(name: str) -> Path:
@@ -45,14 +45,19 @@ def folder(name: str) -> Path:
 def load(model: str | os.PathLike, **kwargs: Any) -> Any:
     """A stock diffusers pipeline: "emoji" (emoji-sd) or "emoji-flow", else a folder or hub id for `from_pretrained`.
 
-    Or "smollm2": a (model, tokenizer) of transformers, see `steer.zoo.smollm`. kwargs go to `from_pretrained`; the
-    embedded models default to float32. Raises ValueError for a name that is none of these, with close matches, and for
-    weights that cannot be read; FileNotFoundError for embedded ones that are missing.
+    Or of transformers: "smollm2", a (model, tokenizer), see `steer.zoo.smollm`, and "emoji-vlm", a (model, processor),
+    see `steer.zoo.vlm`. kwargs go to `from_pretrained`; the embedded models default to float32. Raises ValueError for a
+    name that is none of these, with close matches, and for weights that cannot be read; FileNotFoundError for embedded
+    ones that are missing.
     """
     if str(model) == "smollm2":
         from steer.zoo import smollm
 
         return smollm.load(**kwargs)
+    if str(model) == "emoji-vlm":
+        from steer.zoo import vlm
+
+        return vlm.load(folder("emoji-vlm"), **kwargs)
 
     import torch
     from diffusers import DiffusionPipeline

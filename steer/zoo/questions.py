@@ -1,7 +1,8 @@
-"""What emoji-vlm is asked, and pictures to ask it about: the grammar of its questions, and what no model was trained on.
+"""What emoji-vlm is asked, and held-out pictures to ask it about.
 
-    What is this?                       -> [a <colour>] <name>, <style> style
-                                           <A> to the left of <B>, <style> style, and so on: the captions of `data`
+Grammar of the questions, with the captions of `steer.zoo.data`:
+
+    What is this?                       -> <name>, <style> style | a <colour> <name>, ... | <A> above <B>, ...
     Is there a <name> in the picture?   -> Yes | No
 """
 

@@ -14,6 +14,7 @@ it is. The chat template is SmolLM2's without the system prompt:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def config_of(text: Any) -> Any:
 
     return LlavaConfig(
         vision_config=SiglipVisionConfig(**VISION),
-        text_config=text,
+        text_config=copy.deepcopy(text),
         image_token_index=IMAGE_ID,
         image_seq_length=TOKENS,
         vision_feature_layer=-1,
@@ -152,9 +153,8 @@ def processor_of(tokenizer: Any) -> Any:
     words.chat_template = TEMPLATE
     half = [0.5] * 3
     pixels = SiglipImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half)
-    return LlavaProcessor(
-        pixels, words, patch_size=PATCH, vision_feature_select_strategy="full", chat_template=TEMPLATE, image_token=IMAGE
-    )
+    patches = {"patch_size": PATCH, "vision_feature_select_strategy": "full"}
+    return LlavaProcessor(pixels, words, **patches, chat_template=TEMPLATE, image_token=IMAGE)
 
 
 @torch.no_grad()

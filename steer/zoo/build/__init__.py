@@ -16,6 +16,8 @@ MINUTES = {
     "emoji-sd-coarse": 180.0,
     "emoji-sd": 180.0,
     "emoji-flow": 68.0,
+    "emoji-vlm-eyes": 10.0,
+    "emoji-vlm": 40.0,
 }
 
 
@@ -28,7 +30,7 @@ def build(minutes: dict[str, float] | None = None, cache: Path = CACHE, only: st
 
 def run(stage: str, cache: Path, minutes: float) -> None:
     """One stage; raises ValueError for an unknown one."""
-    from . import dual, flow, sd, style, transfer, vae
+    from . import dual, flow, sd, style, transfer, vae, vlm
 
     stages = {
         "vae": vae.train,
@@ -41,6 +43,8 @@ def run(stage: str, cache: Path, minutes: float) -> None:
         "emoji-sd-coarse": sd.train_coarse,
         "emoji-sd": sd.train,
         "emoji-flow": flow.train,
+        "emoji-vlm-eyes": vlm.train_eyes,
+        "emoji-vlm": vlm.train,
     }
     if stage not in stages:
         raise ValueError(f"no stage is called {stage!r}: expected one of {tuple(stages)}.")

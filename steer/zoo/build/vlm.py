@@ -17,21 +17,25 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .. import smollm
-from ..data import COLOURS, RELATIONS, STYLES, caption, captions, compose, glyphs, recolour, rgba, scene, scene_caption
+from ..data import COLOURS, STYLES, caption, captions, compose, glyphs, recolour, rgba, scene, scene_caption
 from ..questions import DESCRIBE, NO, YES, Shown, absent, presence
 from ..vlm import ANSWERED, ASKED, CHANGED, IMAGE_ID, PATCH, RANK, SIZE, TOKENS, Eyes, Low, config_of
 from .files import save_half, write_folder
 from .fit import Fit, fit, restored, seeded
-from .pictures import PAINTS, WHITE, augment, chance, draw_colour, draw_glyphs, draw_pair, place, randint
+from .pictures import PAINTS, WHITE, affine, augment, chance, draw_colour, draw_glyphs, draw_pair, place, randint
 
 BATCH, ASKED_ABOUT = 64, 8  # pictures a step, and how many of them SmolLM2 is asked about
-SHARP = 8.0
-SLOTS = 8
-row, column = torch.meshgrid(*[torch.arange(SIZE // PATCH)] * 2, indexing="ij")
+SHARP, SLOTS = 8.0, 8
+SIDE = SIZE // PATCH
+row, column = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
 SLOT = (4 * ((row // 2 + column // 2) % 2) + 2 * (row % 2) + column % 2).flatten()
 """Image token -> which piece of its object it spells: either half of a picture has all of `SLOTS`."""
-SECOND = {"above": (row >= len(row) // 2).flatten(), "": torch.zeros(TOKENS, dtype=torch.bool)}
-"""Relation -> (TOKENS,) bool: the tokens of the second object; beside each other unless it is "above"."""
+
+
+def second(relation: str) -> Tensor:
+    """(TOKENS,) bool: the tokens where the second object of a scene is; none of them without a relation."""
+    half = (row if relation == "above" else column) >= SIDE // 2
+    return half.flatten() & bool(relation)
 
 
 class Drawn(NamedTuple):
@@ -43,7 +47,7 @@ class Drawn(NamedTuple):
 
 
 def draw(count: int, generator: Generator) -> list[Drawn]:
-    """Half scenes, half single objects; a third of either on a coloured background."""
+    """Single objects, then as many scenes; a third of either on a coloured background."""
     singles, which = draw_glyphs(count - count // 2, generator)
     placed = place(singles, generator)
     found = []
@@ -90,17 +94,17 @@ class Spelling:
         rows = []
         for one in drawn:
             spelt = [torch.tensor(self._ids(part)) for part in one.parts]
-            both = [ids[SLOT % len(ids)] for ids in (spelt[0], spelt[-1])]
-            beside = (column >= len(column) // 2).flatten() if one.relation in RELATIONS else SECOND[""]
-            rows.append(torch.where(SECOND.get(one.relation, beside), both[1], both[0]))
+            first, last = (ids[SLOT % len(ids)] for ids in (spelt[0], spelt[-1]))
+            rows.append(torch.where(second(one.relation), last, first))
         return torch.searchsorted(self.pieces, torch.stack(rows))
 
     def loss(self, seen: Tensor, targets: Tensor) -> Tensor:
         """u_t - log softmax(-`SHARP` u)_t, u_w = |seen - e_w|^2 / the variance of the table, t the target."""
+        seen, targets, e = seen.float().flatten(0, 1), targets.flatten(), self.table
         with torch.autocast("cpu", enabled=False):
-            spread = (self.table - self.table.mean(0)).square().sum(1).mean()
-            u = torch.cdist(seen.float(), self.table[None]).square() / spread
-        return u.gather(-1, targets[..., None]).mean() + F.cross_entropy(-SHARP * u.flatten(0, 1), targets.flatten())
+            squares = seen.square().sum(1, keepdim=True) - 2 * seen @ e.T + e.square().sum(1)
+        u = squares / (e - e.mean(0)).square().sum(1).mean()
+        return u.gather(1, targets[:, None]).mean() + F.cross_entropy(-SHARP * u, targets)
 
 
 def make_spelling_loss(spelling: Spelling):
@@ -193,15 +197,15 @@ def answering(language: Any, eyes: Tensor, rows: Packed) -> Tensor:
 
 
 def make_loss(language: Any, tokenizer: Any, spelling: Spelling):
-    """The answers to some of the pictures, and the spelling of all."""
+    """The answers to some of the pictures, all of one kind, whose rows are equally long; and the spelling of all."""
 
     def loss(model: Any, generator: Generator, progress: float) -> Tensor:
         drawn = draw(BATCH, generator)
-        drawn = [drawn[k] for k in torch.randperm(BATCH, generator=generator).tolist()]
-        seen = model.eyes(augment(torch.stack([one.shown.picture for one in drawn]), generator))
-        rows = packed(tokenizer, [questions_of(one.shown, generator) for one in drawn[:ASKED_ABOUT]])
+        seen = model.eyes(affine(torch.stack([one.shown.picture for one in drawn]), generator))
+        some = slice(ASKED_ABOUT) if chance(0.5, generator) else slice(-ASKED_ABOUT, None)
+        rows = packed(tokenizer, [questions_of(one.shown, generator) for one in drawn[some]])
         with changed(language, model.changes):
-            said = answering(language, seen[:ASKED_ABOUT], rows)
+            said = answering(language, seen[some], rows)
         return said + spelling.loss(seen, spelling.targets(drawn))
 
     return loss
