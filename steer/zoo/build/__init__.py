@@ -16,7 +16,7 @@ MINUTES = {
     "emoji-sd-coarse": 180.0,
     "emoji-sd": 180.0,
     "emoji-flow": 68.0,
-    "emoji-vlm-eyes": 10.0,
+    "emoji-vlm-eyes": 15.0,
     "emoji-vlm": 40.0,
 }
 
