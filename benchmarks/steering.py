@@ -109,7 +109,7 @@ def repeng(model: Any, vector: SteeringVector) -> Iterator[None]:
     import numpy
 
     numpy.float_ = numpy.float64  # noqa: NPY201 - repeng 0.4.0 names a type that NumPy 2 has dropped
-    from repeng import ControlModel, ControlVector
+    from repeng import ControlModel, ControlVector  # pyright: ignore[reportMissingImports]
 
     blocks = tower(model).blocks
     before = list(blocks)
@@ -126,7 +126,7 @@ def repeng(model: Any, vector: SteeringVector) -> Iterator[None]:
 @contextmanager
 def steering_vectors(model: Any, vector: SteeringVector) -> Iterator[None]:
     """steering-vectors/steering-vectors."""
-    from steering_vectors import SteeringVector as Theirs
+    from steering_vectors import SteeringVector as Theirs  # pyright: ignore[reportMissingImports]
 
     added = {place.layer: v for place, v in vector.directions.items()}
     with Theirs(added, "decoder_block").apply(model, multiplier=SIZE):

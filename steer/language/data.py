@@ -84,9 +84,10 @@ class Encoded:
     def take(self, index: Tensor) -> Encoded:
         """Some of the rows, without the columns in which all of them are padding."""
         width = int(self.lengths[index].max())
-        tensors = (part[index, -width:] for part in (self.input_ids, self.attention_mask, self.answer))
+        ids, mask, answer = (part[index, -width:] for part in (self.input_ids, self.attention_mask, self.answer))
         types = {name: part[index, -width:] for name, part in self.types.items()}
-        return Encoded(*tensors, types, tuple(self.pictures[k] for k in index.tolist()) if self.pictures else ())
+        seen = tuple(self.pictures[k] for k in index.tolist()) if self.pictures else ()
+        return Encoded(ids, mask, answer, types, seen)
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """What the model is called with."""

@@ -34,12 +34,12 @@ def folded(model: Any, vector: SteeringVector, strength: float) -> Iterator[None
         yield
 
 
-def _last(model: Any, place: Site) -> nn.Module:
+def _last(model: Any, place: Site) -> Any:
     mlp = module_at(model, Site(resolved(model, place).layer, "mlp"))
     return [m for m in mlp.modules() if isinstance(getattr(m, "weight", None), Tensor) and m.weight.ndim == 2][-1]
 
 
-def _shift(undo: ExitStack, layer: nn.Module, v: Tensor) -> None:
+def _shift(undo: ExitStack, layer: Any, v: Tensor) -> None:
     """Add v to a layer's bias; on exit put back the parameter that was there, or none."""
     before = layer.bias
     v = v.to(layer.weight.device, layer.weight.dtype)

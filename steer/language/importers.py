@@ -26,7 +26,7 @@ LAYER_TYPES: dict[str, Part] = {"decoder_block": "block", "self_attn": "attentio
 def gguf() -> Any:
     """The package. Raises ValueError, with the cure, where it is not installed."""
     try:
-        import gguf
+        import gguf  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("GGUF files need the package gguf: pip install 'steer[language]'.") from error
     return gguf

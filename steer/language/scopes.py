@@ -110,4 +110,5 @@ def scope(where: str | Scope | Tensor, model: Any, length: int | None = None) ->
     named = {"all": (None, None), "prompt": (None, 0), "generated": (-1, None), "last": (-1, 0)}
     if where not in named:
         raise ValueError(f"where={where!r}: expected one of {(*named, 'image')}, Positions, or a bool mask.")
-    return Columns(*named[where], length)
+    first, last = named[where]
+    return Columns(first, last, length)

@@ -108,8 +108,8 @@ def width_at(model: Any, place: Site | int | str) -> int:
     if site(place).part != "heads":
         resolved(model, place)
         return tower(model).width
-    projection = module_at(model, place)
-    return getattr(projection, "in_features", projection.weight.shape[0])  # Conv1D has its inputs first
+    projection: Any = module_at(model, place)
+    return projection.in_features if hasattr(projection, "in_features") else len(projection.weight)  # Conv1D
 
 
 def _named(modules: dict[str, nn.Module], part: str) -> nn.Module:

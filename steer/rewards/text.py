@@ -107,7 +107,9 @@ class Vader(TextReward):
 @functools.cache
 def _vader() -> Any:
     try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        from vaderSentiment.vaderSentiment import (  # pyright: ignore[reportMissingImports]
+            SentimentIntensityAnalyzer,
+        )
     except ImportError as error:
         raise ImportError("Vader needs vaderSentiment: pip install 'steer[language]'.") from error
     return SentimentIntensityAnalyzer()

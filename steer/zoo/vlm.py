@@ -132,9 +132,10 @@ def joined(found: Mapping[str, Tensor], language: Any, **kwargs: Any) -> Any:
             down = found[f"{name.removesuffix('up.weight')}down.weight"]
             state[layer] = state[layer] + value.float() @ down.float()
     options = {"dtype": torch.float32, **kwargs, "output_loading_info": True}
-    model, info = LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         None, config=config_of(language.config), state_dict=state, **options
     )
+    model, info = loaded
     if wrong := {*info["missing_keys"], *info["unexpected_keys"]} - {"lm_head.weight"}:
         raise RuntimeError(f"missing or unknown: {sorted(wrong)[:4]}")
     model.generation_config = language.generation_config

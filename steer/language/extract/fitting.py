@@ -80,7 +80,10 @@ def recorded(
             found[place].append(states[place].cpu())
             sizes[place].append(norm(seen[place][-1].cpu())[..., 0][part.attention_mask.bool()])
     sides = {place: torch.cat(found[place])[order.argsort()].chunk(2) for place in places}
-    return {place: States(*sides[place], float(torch.cat(sizes[place]).median())) for place in places}
+    return {
+        place: States(positive, negative, float(torch.cat(sizes[place]).median()))
+        for place, (positive, negative) in sides.items()
+    }
 
 
 def _rows(model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> Encoded:

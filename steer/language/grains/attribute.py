@@ -127,8 +127,20 @@ def attribute(
         _incomplete(gap, found.steps, kind, pair, strict)
     words = language(tokenizer)
     tokens = tuple(words.decode([k]) for k in margin.ids.tolist())
-    cpu = [part.cpu() for part in (margin.ids, found.scores.float(), allowed, margin.image)]
-    return Attribution(pair, tokens, *cpu, *found.margins, gap, found.steps, method, kind)
+    return Attribution(
+        pair,
+        tokens,
+        margin.ids.cpu(),
+        found.scores.float().cpu(),
+        allowed.cpu(),
+        margin.image.cpu(),
+        margin=found.margins[0],
+        baseline_margin=found.margins[1],
+        gap=gap,
+        steps=found.steps,
+        method=method,
+        baseline=kind,
+    )
 
 
 def _levels(steps: Sequence[int] | int) -> tuple[int, ...]:

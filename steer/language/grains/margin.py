@@ -189,7 +189,8 @@ def _joined(
 def _scored(given: Parts, merged: Merged, reading: tuple[Tensor, Tensor, Tensor], ends: tuple[int, ...]) -> Scored:
     run, tail = partial(replay, given.model, merged), merged.embeds[0, len(given.ids) :]
     resume = lru_cache(1)(partial(resumed, given.model, merged))
-    return Scored(run, tail, *(part.to(tail.device) for part in reading), ends, resume)
+    read, target, weight = (part.to(tail.device) for part in reading)
+    return Scored(run, tail, read, target, weight, ends, resume)
 
 
 def close(embeds: Tensor) -> float:

@@ -21,7 +21,11 @@ def captum_scores(
     `method`. Raises ValueError for a baseline that is no row of tokens, and ImportError without captum.
     """
     try:
-        from captum.attr import LayerIntegratedGradients, LLMGradientAttribution, TextTokenInput
+        from captum.attr import (  # pyright: ignore[reportMissingImports]
+            LayerIntegratedGradients,
+            LLMGradientAttribution,
+            TextTokenInput,
+        )
     except ImportError as error:
         raise ImportError("method='captum' needs the package captum: pip install captum.") from error
     if begin.ids is None:
