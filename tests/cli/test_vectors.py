@@ -1,13 +1,8 @@
 """`steer vectors` and `steer chat`, on a tiny language model in a folder."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "language"))
-
 import tiny_models
 
 from steer.cli import main
