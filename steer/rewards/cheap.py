@@ -89,6 +89,7 @@ class OnLatents(Wrapper):
     reward: Reward
     decoder: Decoder
     needs_decode = False
+    medium = "latents"
 
     def __post_init__(self):
         if not self.reward.needs_decode:
