@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
+import tiny_models
 import torch
 
 import steer
@@ -26,6 +28,18 @@ def test_run_and_test_are_one_line_each():
     (run,), (test,) = blocks(section("Run")), blocks(section("Test"))
     assert run == "python -m venv .venv && .venv/bin/pip install . && .venv/bin/steer demo\n"
     assert test == "python -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/pytest\n"
+
+
+def test_the_language_model_of_the_readme_is_steered(monkeypatch):
+    """In the place of SmolLM2 a tiny model that is as deep as the example needs."""
+    config = deepcopy(tiny_models.text_model("llama").config)
+    config.num_hidden_layers = 13
+    model = tiny_models.made(type(tiny_models.text_model("llama")), config, torch.float32)
+    monkeypatch.setattr(steer, "load", lambda name: (model, tiny_models.tokenizer()))
+    scope: dict = {"__name__": __name__}
+    exec(blocks(section("Steer a language model"), "python")[0], scope)
+    assert scope["vector"].provenance["method"] == "mean"
+    assert "generate" not in model.__dict__
 
 
 def test_the_controller_of_the_readme_runs():
