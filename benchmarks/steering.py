@@ -63,7 +63,7 @@ def main(bench: Steering) -> None:
         "folded": partial(folded, model, vector, SIZE),
         **{name: partial(PEERS[name], model, vector) for name in bench.peers},
     }
-    times = alternating({name: run(bench, model, prompt, opened) for name, opened in variants.items()}, bench.rounds)
+    times = alternating(dict.fromkeys(variants, decoding(bench, model, prompt)), bench.rounds, variants)
     agree = agreement(model, prompt, variants)
     lines = []
     for name, seconds in times.items():
@@ -83,15 +83,11 @@ def directions(model: Any, prompt: Any) -> SteeringVector:
     return SteeringVector(drawn, norms(model, dict(prompt), drawn))
 
 
-def run(bench: Steering, model: Any, prompt: Any, opened: Callable[[], AbstractContextManager]) -> Callable[[], Tensor]:
+def decoding(bench: Steering, model: Any, prompt: Any) -> Callable[[], Tensor]:
     """Decode; the end of text is disabled, so that all runs are equally long."""
     length = {"max_new_tokens": bench.tokens, "min_new_tokens": bench.tokens, "do_sample": False}
 
-    def call() -> Tensor:
-        with opened(), torch.no_grad():
-            return model.generate(**prompt, **length)
-
-    return call
+    return torch.no_grad()(lambda: model.generate(**prompt, **length))
 
 
 @contextmanager

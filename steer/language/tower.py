@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -71,13 +72,22 @@ def tower(model: Any) -> Tower:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder: expected a model with one decoder.")
     config = model.config.get_text_config(decoder=True)
     decoder = model.get_decoder()
-    found = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers]
+    found = [blocks for blocks in _lists(decoder) if len(blocks) == config.num_hidden_layers]
     if len(found) != 1:
         raise ValueError(
             f"{type(model).__name__}: {len(found)} lists of {config.num_hidden_layers} blocks in its decoder "
             f"{type(decoder).__name__}; expected one. Pass the text model itself."
         )
     return Tower(decoder, found[0], config.hidden_size)
+
+
+def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
+    """The outermost lists: what is inside of a block is no tower, and need not be looked through."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _lists(child)
 
 
 def resolved(model: Any, place: Site | int | str) -> Site:

@@ -40,6 +40,6 @@ def captum_scores(
     engine = LLMGradientAttribution(LayerIntegratedGradients(model, model.get_input_embeddings()), language(tokenizer))
     total = torch.zeros_like(margin.ids, dtype=torch.float32)
     for ids, weight in margin.answers:
-        found = engine.attribute(given, target=ids, n_steps=steps, method=rule, internal_batch_size=margin.rows)
+        found: Any = engine.attribute(given, target=ids, n_steps=steps, method=rule, internal_batch_size=margin.rows)
         total += (weight[:, None].to(total) * found.token_attr).sum(0)
     return total
