@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,20 +22,30 @@ def save_png(figure: Image | Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"save_png: {path.name!r} does not end in .png; name it {path.stem}.png.")
+    with written(path) as beside:
+        if hasattr(figure, "savefig"):
+            figure.savefig(beside, format="png", facecolor="white")
+        else:
+            figure.save(beside, format="PNG")
+    return path
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place when all went well. Makes the folder if need be.
+
+    Raises ValueError for a folder that cannot be written to.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
     except OSError as error:
         raise ValueError(
-            f"save_png: cannot write to the folder {path.parent}: {error.strerror}. Choose another folder."
+            f"cannot write to the folder {path.parent}: {error.strerror}. Choose another folder."
         ) from error
     try:
-        if hasattr(figure, "savefig"):
-            figure.savefig(beside, format="png", facecolor="white")
-        else:
-            figure.save(beside, format="PNG")
+        yield beside
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    return path

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from steer.draw.save import written
 from steer.language import importers
 from steer.language.tower import module_at, site
 from steer.language.vectors import SteeringVector, fitted_to
@@ -96,24 +94,6 @@ def to_lm_eval(vector: SteeringVector, path: str | Path, model: Any, strength: f
     with written(path) as part:
         torch.save(content, part)
     return path
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which takes its place when all went well. Makes the folder if need be."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to the folder {path.parent}: {error.strerror}. Choose another folder."
-        ) from error
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _about(vector: SteeringVector) -> str:
