@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from steer.transfer.losses import content_distance, gram_distance, moment_distance, total_variation
-from steer.transfer.net import WIDTHS, AdaIN, Encoder
+from steer.transfer.net import WIDTHS, AdaIN, Decoder, Encoder
 from steer.transfer.prediction import Arbitrary
 from steer.transfer.statistics import adain
 
@@ -23,22 +23,27 @@ BATCH, SEED = 64, 5
 PAIRS = 8
 SAMPLE = 256  # pictures that the encoder is normalised on
 STYLE_WEIGHT = 10.0  # of AdaIN's moments, as in the paper
+PIXEL_WEIGHT = 50.0  # of the mean square error of pixels
 GRAM_WEIGHT, SMOOTH_WEIGHT = 5.0, 0.05
 
 
 class Features(nn.Module):
-    """An encoder with a head that tells name and style: two more convolutions, and the mean over space."""
+    """An encoder with a head that tells name and style: two more convolutions, and the mean over space.
+
+    A decoder beside it draws the picture again: what tells glyphs apart does not hold all that a picture is.
+    """
 
     def __init__(self, widths: Sequence[int] = WIDTHS):
         super().__init__()
-        self.encoder, c = Encoder(widths), widths[-1]
+        self.encoder, self.decoder, c = Encoder(widths), Decoder(widths), widths[-1]
         self.head = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, 2, 1))
         self.style, self.name = nn.Linear(c, len(STYLES)), nn.Linear(c, len(glyphs()[1]))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of style and name."""
-        x = self.head(self.encoder(images)[-1]).relu().mean((2, 3))
-        return self.style(x).float(), self.name(x).float()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of style and name, and the first `PAIRS` pictures drawn again."""
+        code = self.encoder(images)[-1]
+        x = self.head(code).relu().mean((2, 3))
+        return self.style(x).float(), self.name(x).float(), self.decoder(code[:PAIRS]).float()
 
 
 def draw(count: int, generator: Generator, styles: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
@@ -55,22 +60,30 @@ def draw(count: int, generator: Generator, styles: Sequence[int] | None = None) 
 
 
 def recognition(model: nn.Module, generator: Generator, progress: float) -> Tensor:
-    """Cross-entropies of style and name; every third batch is augmented."""
+    """Cross-entropies of style and name, and the error of pixels; every third batch is augmented."""
     images, which = draw(BATCH, generator)
-    style, name = model(augment(images, generator) if randint(3, generator) == 0 else images)
-    return F.cross_entropy(style, which[:, 0]) + F.cross_entropy(name, which[:, 1], label_smoothing=0.05)
+    images = augment(images, generator) if randint(3, generator) == 0 else images
+    style, name, drawn = model(images)
+    told = F.cross_entropy(style, which[:, 0]) + F.cross_entropy(name, which[:, 1], label_smoothing=0.05)
+    return told + PIXEL_WEIGHT * F.mse_loss(drawn, images[:PAIRS])
 
 
 def reconstruction(encoder: Encoder, styles: Sequence[int] | None = None) -> Loss:
-    """AdaIN's loss (arXiv 1703.06868), for its decoder: |f(g(t)) - t|^2 + 10 times the moments' distance."""
+    """AdaIN's loss (arXiv 1703.06868), for its decoder: |f(g(t)) - t|^2 + 10 times the moments' distance.
+
+    And, as the identity loss of later networks (arXiv 1812.02342), 50 |g(f(c)) - c|^2 of pixels: features of a small
+    network are blind to colour noise.
+    """
 
     def loss(decoder: nn.Module, generator: Generator, progress: float) -> Tensor:
         (content, _), (style, _) = (draw(PAIRS, generator, styles) for _ in range(2))
         with torch.no_grad():
             code, wanted = encoder(content)[-1], encoder(style)
             target = adain(code, wanted[-1])
-        found = encoder(decoder(target).float())
-        return (content_distance(found, [target]) + STYLE_WEIGHT * moment_distance(found, wanted)).mean()
+        made, same = decoder(torch.cat([target, code])).float().chunk(2)
+        found = encoder(made)
+        apart = content_distance(found, [target]) + STYLE_WEIGHT * moment_distance(found, wanted)
+        return apart.mean() + PIXEL_WEIGHT * F.mse_loss(same, content)
 
     return loss
 
