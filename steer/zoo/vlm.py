@@ -1,7 +1,8 @@
-"""emoji-vlm: transformers' LLaVA (arXiv 2304.08485) of an emoji vision tower, a two-layer projector and SmolLM2.
+"""emoji-vlm: transformers' LLaVA (arXiv 2304.08485) of emoji-clip's picture tower, a two-layer projector and SmolLM2.
 
-A picture of 64 x 64 pixels becomes 4 x 4 image tokens, row by row. Only the tower, the projector and a change of low
-rank to SmolLM2's attention are shipped; `load` puts them together with `steer.load("smollm2")` in memory.
+A picture of 64 x 64 pixels becomes 4 x 4 image tokens, row by row. Shipped as emoji-vlm are the projector, what the
+tower has on top of emoji-clip's ResNet, and a change of low rank to SmolLM2's attention; `load` puts them together with
+the ResNet and `steer.load("smollm2")` in memory.
 
 The image token is SmolLM2's number 16, reserved and in none of its texts, under another name: its vocabulary stays as
 it is. The chat template is SmolLM2's without the system prompt:
@@ -21,20 +22,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
-from steer.zoo import smollm
+from steer.zoo import folder, smollm
 
 SIZE, PATCH = 64, 16
 TOKENS = (SIZE // PATCH) ** 2
-VISION = {
-    "hidden_size": 160,
-    "intermediate_size": 640,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 5,
-    "image_size": SIZE,
-    "patch_size": PATCH,
-    "vision_use_head": False,
-}
+WIDTH, DEEP, HEADS, LAYERS = 32, 192, 6, 2
+"""Of emoji-clip's ResNet, of the tower's tokens, of the attention between them, and how many layers of that there are."""
 RANK, CHANGED = 8, ("q_proj", "v_proj")
 """The rank of the change to SmolLM2, and the layers that are changed."""
 IMAGE, RESERVED, IMAGE_ID = "<image>", "<empty_output>", 16
@@ -67,28 +64,91 @@ class Low(nn.Module):
         return self.up(self.down(x))
 
 
+class TowerConfig(PreTrainedConfig):
+    """Of `Tower`: `hidden_size` features a token."""
+
+    model_type = "emoji-tower"
+    hidden_size: int = DEEP
+    image_size: int = SIZE
+    patch_size: int = PATCH
+
+
+class Tower(PreTrainedModel):
+    """The picture side of emoji-clip, a ResNet, and a small transformer over its places, as in hybrid ViTs.
+
+    Pixels (b, 3, 64, 64) in [-1, 1] -> (b, TOKENS, DEEP). A place of the grid of 4 x 4 begins with what the ResNet's
+    third stage sees there, and its last stage in the cell of 2 x 2 around it. The ResNet is frozen, and in eval mode.
+    """
+
+    config_class = TowerConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: TowerConfig):
+        from open_clip.modified_resnet import ModifiedResNet
+
+        super().__init__(config)
+        resnet: Any = ModifiedResNet((1, 1, 1, 1), 128, WIDTH // 2, SIZE, WIDTH)
+        resnet.attnpool = nn.Identity()  # which makes a single vector of a picture
+        self.resnet: Any = resnet.requires_grad_(False)
+        self.enter = nn.Linear(WIDTH * (16 + 32), DEEP)
+        self.place = nn.Parameter(torch.zeros(TOKENS, DEEP))
+        shape = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(DEEP, HEADS, 4 * DEEP, **shape)
+        self.encoder = nn.TransformerEncoder(layer, LAYERS, nn.LayerNorm(DEEP), enable_nested_tensor=False)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
+        states = self.encoder(self.enter(self.seen(pixel_values)) + self.place)
+        return BaseModelOutput(last_hidden_state=states, hidden_states=(states,))
+
+    def seen(self, pixel_values: Tensor) -> Tensor:
+        """What the ResNet makes of them: (b, TOKENS, 1536), each stage's features normalised over its channels."""
+        net = self.resnet
+        near = net.layer3(net.layer2(net.layer1(net.stem(pixel_values))))
+        parts = (near, F.interpolate(net.layer4(near), scale_factor=2.0))
+        tokens = [part.flatten(2).mT for part in parts]
+        return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in tokens], -1)
+
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        self.resnet.eval()
+        return self
+
+
+AutoConfig.register(TowerConfig.model_type, TowerConfig, exist_ok=True)
+AutoModel.register(TowerConfig, Tower, exist_ok=True)
+
+
 class Eyes(nn.Module):
     """Tower and projector, under the names that they have in LLaVA: pictures in [0, 1] -> (b, TOKENS, width)."""
 
     def __init__(self, config: Any):
         super().__init__()
-        from transformers import SiglipVisionModel
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-        self.vision_tower: Any = SiglipVisionModel(config.vision_config)
+        self.vision_tower = Tower(config.vision_config)
+        self.vision_tower.resnet.load_state_dict(resnet())
         self.multi_modal_projector: Any = LlavaMultiModalProjector(config)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        states = self.vision_tower(pictures * 2 - 1, output_hidden_states=True).hidden_states[-1]
-        return self.multi_modal_projector(states)
+        return self.multi_modal_projector(self.vision_tower(pictures * 2 - 1).last_hidden_state)
+
+
+def resnet() -> dict[str, Tensor]:
+    """The weights of emoji-clip's ResNet, without its pooling."""
+    from safetensors.torch import load_file
+
+    found = load_file(folder("emoji-clip") / "open_clip_model.safetensors")
+    own = {name.removeprefix("visual."): value.float() for name, value in found.items() if name.startswith("visual.")}
+    return {name: value for name, value in own.items() if not name.startswith("attnpool.")}
 
 
 def config_of(text: Any) -> Any:
     """The LlavaConfig around the config of a language model."""
-    from transformers import LlavaConfig, SiglipVisionConfig
+    from transformers import LlavaConfig
 
     return LlavaConfig(
-        vision_config=SiglipVisionConfig(**VISION),
+        vision_config=TowerConfig(),
         text_config=copy.deepcopy(text),
         image_token_index=IMAGE_ID,
         image_seq_length=TOKENS,
@@ -97,7 +157,7 @@ def config_of(text: Any) -> Any:
     )
 
 
-def load(folder: Path, language: smollm.Language | None = None, **kwargs: Any) -> Seeing:
+def load(path: Path, language: smollm.Language | None = None, **kwargs: Any) -> Seeing:
     """LlavaForConditionalGeneration and LlavaProcessor in eval mode, float32 by default; no network is asked.
 
     The processor takes PIL images and uint8 tensors; to float pictures in [0, 1] it needs `do_rescale=False`.
@@ -109,20 +169,21 @@ def load(folder: Path, language: smollm.Language | None = None, **kwargs: Any) -
 
     language = language or smollm.load()
     try:
-        found = load_file(folder / "model.safetensors")
+        found = load_file(path / "model.safetensors")
         return Seeing(joined(found, language.model, **kwargs), processor_of(language.tokenizer))
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise ValueError(f"the weights in {folder} cannot be read: {error}. Reinstall steer.") from error
+        raise ValueError(f"the weights in {path} cannot be read: {error}. Reinstall steer.") from error
 
 
 def joined(found: Mapping[str, Tensor], language: Any, **kwargs: Any) -> Any:
-    """The whole model, of what is shipped ("eyes.*", "changes.*") and the language model, which stays as it is.
+    """The whole model, of what is shipped ("eyes.*", "changes.*"), the ResNet and the language model, which stays.
 
     Raises RuntimeError and KeyError for weights of other names or shapes.
     """
     from transformers import LlavaForConditionalGeneration
 
     state = {f"model.language_model.{name}": value for name, value in language.model.state_dict().items()}
+    state |= {f"model.vision_tower.resnet.{name}": value for name, value in resnet().items()}
     for name, value in found.items():
         part, _, rest = name.partition(".")
         if part == "eyes":

@@ -1,4 +1,4 @@
-"""emoji-vlm: the eyes first learn to spell what they see in SmolLM2's own words, then to answer through SmolLM2.
+"""emoji-vlm: the eyes, on emoji-clip's ResNet, first learn to spell what they see in SmolLM2's own words, then to answer.
 
 A step through the language model costs a hundred times one of the eyes. So it comes second, and what its first
 stage taught, the names, goes on being trained beside it.
@@ -6,6 +6,7 @@ stage taught, the names, goes on being trained beside it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -217,6 +218,7 @@ def train_eyes(cache: Path, minutes: float, until: int | None = None) -> None:
     spelling = Spelling(language, tokenizer)
     with seeded(7):
         eyes = Eyes(config_of(language.config))
+        nn.init.zeros_(eyes.multi_modal_projector.linear_2.weight)  # embeddings are small beside what it would add
         eyes.multi_modal_projector.linear_2.bias.data.copy_(spelling.table.mean(0))
     fit("emoji-vlm-eyes", eyes, make_spelling_loss(spelling), Fit(minutes=minutes, lr=1e-3, seed=7), cache, until)
 
@@ -231,4 +233,11 @@ def train(cache: Path, minutes: float, until: int | None = None) -> None:
     student.eyes.load_state_dict(restored("emoji-vlm-eyes", Eyes(config_of(language.config)), cache).state_dict())
     config = Fit(minutes=minutes, lr=1e-3, ema=0.99, seed=8)
     model = fit("emoji-vlm", student, make_loss(language, tokenizer, spelling), config, cache, until)
-    write_folder("emoji-vlm", lambda folder: save_half(model, folder / "model.safetensors"))
+    write_folder("emoji-vlm", lambda folder: ship(model, folder / "model.safetensors"))
+
+
+def ship(student: Student, path: Path) -> None:
+    """Write what was trained; the ResNet is shipped with emoji-clip."""
+    trained = copy.deepcopy(student)
+    del trained.eyes.vision_tower.resnet
+    save_half(trained, path)
