@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from steer_kernels.launch import Launch, blocks, dispatch, jit, power_of_two, tl
+from steer_kernels.launch import Launch, blocks, jit, power_of_two, tl, wide
+from steer_kernels.operator import Operator
 from torch import Tensor
 
 EPS = 1e-8  # as torch.nn.functional.cosine_similarity: an all-zero embedding scores 0
@@ -40,11 +41,11 @@ def score_select(image: Tensor, text: Tensor, latents: Tensor) -> Selected:
     Raises ValueError for other shapes, for no candidates, for mixed dtypes and for tensors on different devices.
     """
     _check(image, text, latents)
-    return dispatch(reference, plan, image.detach(), text.detach(), latents.detach())
+    return Selected(*OP(image.detach(), text.detach(), latents.detach()))
 
 
 def reference(image: Tensor, text: Tensor, latents: Tensor) -> Selected:
-    image, text = image.float(), text.float()[:, None]
+    image, text = wide(image), wide(text)[:, None]
     norms = image.norm(dim=-1).clamp_min(EPS) * text.norm(dim=-1).clamp_min(EPS)
     scores = (image * text).sum(-1) / norms
     scores = torch.where(scores.isnan(), -torch.inf, scores)
@@ -122,6 +123,9 @@ def plan(image: Tensor, text: Tensor, latents: Tensor) -> tuple[Selected, list[L
         {"ROWS": power_of_two(n, COLS), "SLAB": SLAB},
     )
     return Selected(scores, winner, given), [score, select]
+
+
+OP = Operator(__name__, "(Tensor image, Tensor text, Tensor latents) -> (Tensor, Tensor, Tensor)", reference, plan)
 
 
 def bytes_moved(image: Tensor, text: Tensor, latents: Tensor) -> int:

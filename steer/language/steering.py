@@ -14,7 +14,7 @@ from steer.language.edits import Add, Edit, edit, kept, norm
 from steer.language.gates import Gate, Gating
 from steer.language.hooks import hooked
 from steer.language.passes import Tracker, repeated, tracked
-from steer.language.scopes import Scope, scope
+from steer.language.scopes import Mask, Scope, scope
 from steer.language.tower import Site
 from steer.language.vectors import SteeringVector, fitted_to
 
@@ -48,6 +48,8 @@ class Push:
             direction = repeated(direction, len(hidden))
         if self.gating is not None:
             mask = mask & self.gating.open(len(hidden))
+        if hidden.is_cuda and isinstance(self.edit, Add) and not torch.is_grad_enabled():
+            return self.fused(hidden, direction, strength, mask)
         changed = self.edit(hidden, direction, strength)
         if self.keep_norm or self.limit is not None:
             size = norm(hidden)
@@ -56,6 +58,21 @@ class Push:
             if self.limit is not None:
                 mask = mask & (size <= self.limit.to(size.device))[..., 0]
         return changed if mask is True else torch.where(mask[..., None], changed, hidden)
+
+    def fused(self, hidden: Tensor, direction: Tensor, strength: Tensor | float, mask: Mask) -> Tensor:
+        """Adding, keeping the norm and sparing sinks in one kernel, without a gradient."""
+        from steer_kernels.steer_add import steer_add  # imports Triton, which takes its time
+
+        dial = strength[..., 0] if isinstance(strength, Tensor) else torch.full((1,), strength, device=hidden.device)
+        return steer_add(
+            hidden.clone(),  # others may hold what the block returned
+            direction[None] if direction.ndim == 1 else direction,
+            dial,
+            mask=None if mask is True else mask,
+            relative=self.edit.relative,
+            keep_norm=self.keep_norm,
+            limit=torch.inf if self.limit is None else float(self.limit),
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""One row an op: the inputs its kernel must agree on with its reference, and mutations of it that must be noticed.
+"""What a row of the kernels' tests says: the inputs on which a kernel must agree with its reference, and how closely.
 
-A new op adds one `Case`; parity, mutation, ahead-of-time and byte-count tests then run on it.
+A new op adds a file case_<op>.py with one `CASE`; parity, gradient, mutation, ahead-of-time, registration and
+byte-count tests then run on it (`all_cases`).
 """
 
 from __future__ import annotations
@@ -8,42 +9,100 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
-from steer_kernels import score_select
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Any, ...]  # tensors, numbers, None, and sequences of them: what the op's `plan` takes
 
 
 @dataclass(frozen=True)
 class Case:
-    """op: the module; inputs: a dtype -> named inputs; check(op, inputs, found): raises AssertionError on disagreement;
-    mutations: (text of the kernel, its broken replacement), all memory-safe; typical: shapes of a real use."""
+    """One op.
+
+    op            its module
+    inputs        dtype -> named inputs: ragged sizes, odd strides, extreme values, everything that its plan branches on
+    terms         inputs -> how many products the longest sum of an output has: see `tolerance`
+    dtypes        what `inputs` and `typical` are made for
+    mutations     (text of the kernel, its broken replacement), all memory-safe: each must be noticed in float32
+    typical       dtype -> inputs of real uses by name ("SD1.5", "SDXL", "FLUX"), on the meta device
+    check         (op, inputs, found): raises AssertionError where the kernels' outputs are wrong, if more than the
+                  agreement with `op.reference` of the inputs in float64 is to be said
+    gradients     which inputs the kernels take gradients for
+    tensor_cores  whether the first kernel of a plan must multiply matrices on tensor cores
+    """
 
     op: ModuleType
     inputs: Callable[[torch.dtype], Iterator[tuple[str, Inputs]]]
-    check: Callable[[ModuleType, Inputs, tuple], None]
+    terms: Callable[..., int]
     dtypes: tuple[torch.dtype, ...]
     mutations: tuple[tuple[str, str], ...]
-    typical: tuple[tuple[int, ...], ...]
+    typical: Callable[[torch.dtype], dict[str, Inputs]]
+    check: Callable[[ModuleType, Inputs, Any], None] | None = None
+    gradients: tuple[int, ...] = ()
+    tensor_cores: bool = False
 
     @property
     def name(self) -> str:
         return self.op.__name__.rpartition(".")[2]
 
-    def meta(self, dtype: torch.dtype) -> Inputs:
-        return tuple(torch.empty(shape, dtype=dtype, device="meta") for shape in self.typical)
+    def verify(self, op: ModuleType, inputs: Inputs, found: Any, expected: Any) -> None:
+        """Raises AssertionError where the outputs `found` of `op`, or of a broken copy of it, are wrong."""
+        if self.check is None:
+            agree(found, expected, self.terms(*inputs))
+        else:
+            self.check(op, inputs, found)
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def tolerance(terms: int, output: torch.dtype) -> float:
     """How far two correct results of a normalised sum of `terms` products may be apart.
 
-    Kernel and reference read the same numbers, whatever their dtype, and accumulate in float32 (unit roundoff 2^-24).
-    Any order of summation errs by at most `terms` 2^-24 relative to the norms; two sides, each with a dot and two
-    half-weight norms, make 4; the result is rounded once more to its own dtype.
+    Kernel and reference read the same numbers, whatever their dtype; the kernel accumulates in float32 (unit roundoff
+    2^-24). Any order of summation errs by at most `terms` 2^-24 relative to the norms; a dot, two half-weight norms and
+    what is done with them make 4; the result is rounded once more to its own dtype.
     """
     return 4 * terms * 2.0**-24 + torch.finfo(output).eps
+
+
+def exact(inputs: Any) -> Any:
+    """The same inputs with every floating-point tensor in float64: what a reference is given."""
+
+    def wide(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(wide, inputs)
+
+
+def agree(found: Any, expected: Any, terms: int, scale: float | None = None) -> None:
+    """Every tensor of `found` equals that of `expected`, floats within `tolerance(terms, its dtype)` times `scale`.
+
+    scale  the largest magnitude in the expected tensor unless given. Infinities and NaN must be in the same places.
+    """
+    for have, want in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert have.shape == want.shape, f"shape {tuple(have.shape)}, expected {tuple(want.shape)}"
+        if not have.is_floating_point():
+            assert torch.equal(have, want), f"{have} is not {want}"
+            continue
+        finite = want[want.isfinite()]
+        size = scale if scale is not None else float(finite.abs().max()) if finite.numel() else 0.0
+        torch.testing.assert_close(
+            have.double(), want.double(), atol=size * tolerance(terms, have.dtype), rtol=0, equal_nan=True
+        )
+
+
+def gradients(op: Callable[..., Any], inputs: Inputs, wanted: tuple[int, ...]) -> list[Tensor]:
+    """Gradients with regard to the `wanted` inputs of <outputs, w>, where w are fixed normal numbers."""
+    leaves = [tensor.detach().requires_grad_() if k in wanted else tensor for k, tensor in enumerate(inputs)]
+    outputs = [leaf for leaf in tree_leaves(op(*leaves)) if leaf.requires_grad]
+    draw = torch.Generator().manual_seed(1)
+    weights = [torch.randn(out.shape, generator=draw).to(torch.float16).to(out) for out in outputs]
+    return list(torch.autograd.grad(outputs, [leaves[k] for k in wanted], weights))
 
 
 def poisoned(x: Tensor) -> Tensor:
@@ -51,59 +110,3 @@ def poisoned(x: Tensor) -> Tensor:
     buffer = x.new_full([length + 3 for length in reversed(x.shape)], torch.nan).permute(*reversed(range(x.dim())))
     view = buffer[tuple(slice(1, length + 1) for length in x.shape)]
     return view.copy_(x)
-
-
-def _score_select_inputs(dtype: torch.dtype) -> Iterator[tuple[str, Inputs]]:
-    draw = torch.Generator().manual_seed(0)
-
-    def make(p: int, n: int, d: int, *slab: int) -> list[Tensor]:
-        return [torch.randn(shape, generator=draw).to(dtype) for shape in ((p, n, d), (p, d), (p, n, *slab))]
-
-    sizes = [(1, 1, 1), (2, 3, 5, 3), (3, 9, 300, 4, 5, 7), (1, 8, 256, 1024), (2, 17, 257, 1030)]
-    for size in sizes:
-        yield "x".join(map(str, size)), tuple(make(*size))
-    yield "strided", tuple(map(poisoned, make(3, 9, 300, 4, 5, 7)))
-    image, text, latents = make(2, 9, 33, 4, 6, 5)
-    channels_last = latents.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (2, 9))
-    yield "channels_last", (image, text, channels_last)
-    yield "shared latents", (image, text, latents[:, :1].expand(-1, 9, -1, -1, -1))
-    image, text, latents = make(3, 260, 8, 2)
-    image[0, ::2], image[1], image[2, 5:] = torch.nan, torch.nan, 0
-    yield "NaN", (image, text, latents)
-    image, text, latents = make(2, 260, 8, 2)
-    image[0, 40], image[0, 7], image[0, 259], image[1] = text[0], text[0], text[0], image[1, :1]
-    yield "ties", (image, text, latents)
-    image, text, latents = make(2, 5, 8, 2)
-    image[0, 3], image[1, 0, 0], text[0] = 0, torch.inf, 0
-    yield "zero and infinite", (image, text, latents)
-
-
-def _check_score_select(op: ModuleType, inputs: Inputs, found: tuple) -> None:
-    expected = op.reference(*inputs)
-    atol = tolerance(inputs[0].shape[-1], torch.float32)
-    torch.testing.assert_close(found.scores, expected.scores, atol=atol, rtol=0)
-    # near-ties may fall either way by rounding, so the winner is held to the op's own scores, exactly
-    assert torch.equal(found.winner, found.scores.argmax(-1)), "winner is not the first largest score"
-    rows = torch.arange(len(found.winner), device=found.winner.device)
-    assert torch.equal(found.latents, inputs[2][rows, found.winner]), "latents are not the winner's, bit for bit"
-
-
-CASES = (
-    Case(
-        score_select,
-        _score_select_inputs,
-        _check_score_select,
-        (torch.float16, torch.bfloat16, torch.float32),
-        (
-            ("mask=inside, other=0.0", "mask=inside, other=1.0"),  # as if the feature mask were dropped
-            ('score == score, score, float("-inf")', "score == score, score, 0.0"),  # NaN no longer counts as -inf
-            ('other=float("-inf")', "other=2.0"),  # slots after the last candidate take part
-            ("here > highest", "here >= highest"),  # ties to the last block
-            ("best.to(tl.int64) * latents_n", "0 * latents_n"),  # always candidate 0
-            ("cols[None, :] * image_d", "cols[None, :]"),  # takes features for contiguous
-            ("text_square += t * t", "text_square += t"),
-            ("+ cell, tl.load", "+ cell // 2, tl.load"),
-        ),
-        ((4, 16, 768), (4, 768), (4, 16, 4, 64, 64)),
-    ),
-)

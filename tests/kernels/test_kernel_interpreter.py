@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_cases import CASES
+from all_cases import CASES
 
 pytest.importorskip("triton")
 

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +31,16 @@ def test_no_distribution_claims_the_name_kernels():
 
 
 def test_the_benchmark_says_that_it_needs_a_gpu():
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py")]
-    child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    command = [sys.executable, "-m", "benchmarks.kernels"]
+    without = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    child = subprocess.run(command, capture_output=True, text=True, env=without, cwd=ROOT)
     assert child.stdout.strip() == "no GPU: not run", child.stderr
+
+
+@pytest.mark.skipif("kernels" not in packages_distributions(), reason="needs `pip install kernels`")
+def test_the_kernels_of_hugging_face_work_beside_ours():
+    code = "import kernels, steer_kernels.adain as ours; print(kernels.__version__, kernels.__file__, ours.__file__)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    number, theirs, ours = child.stdout.split()
+    assert number == version("kernels"), child.stderr
+    assert Path(theirs).parent != Path(ours).parent == ROOT / "kernels"

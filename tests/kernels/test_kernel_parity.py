@@ -6,8 +6,11 @@ import os
 
 import pytest
 import torch
-from kernel_cases import CASES
+from all_cases import CASES
+from kernel_cases import agree, exact, gradients
 from steer_kernels.launch import run
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -15,8 +18,13 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 def agrees(case, op, dtype, only=None):
     for name, inputs in case.inputs(dtype):
         if only in (None, name):
-            inputs = tuple(tensor.to(DEVICE) for tensor in inputs)
-            case.check(op, inputs, run(op.plan(*inputs)))
+            inputs = tree_map(lambda leaf: leaf.to(DEVICE) if isinstance(leaf, Tensor) else leaf, inputs)
+            expected = case.op.reference(*exact(inputs))  # before the kernels, which may change their inputs
+            case.verify(op, inputs, run(op.plan(*inputs)), expected)
+            if case.gradients:
+                assert op.OP.serves(*inputs)
+                found = gradients(op.OP.registered, inputs, case.gradients)
+                agree(found, gradients(case.op.reference, exact(inputs), case.gradients), case.terms(*inputs))
 
 
 PARITY = [
@@ -41,7 +49,7 @@ def test_a_broken_kernel_is_caught(case, good, bad, tmp_path):
     assert source.count(good) == 1, "the mutated text must occur once in the kernel"
     path = tmp_path / "mutant.py"
     path.write_text(source.replace(good, bad))
-    spec = importlib.util.spec_from_file_location("mutant", path)
+    spec = importlib.util.spec_from_file_location("mutant", path)  # its op is registered as steer::mutant
     mutant = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mutant)
     with pytest.raises(AssertionError):
