@@ -24,6 +24,10 @@ class Handle:
     detached    takes all that was attached away, and leaves the model's own weights as they were, bit for bit
 
     At its start a parametrisation is the model itself, so `using(start)` is the reference that a method compares with.
+
+    reached  trained values before the last rewind
+    extra    gradients of losses beside the main one, by their names: a loss puts them there, a link of the update takes
+             them away in the same step
     """
 
     model: nn.Module
@@ -31,6 +35,8 @@ class Handle:
     merged: Callable[[], None]
     detached: Callable[[], None]
     start: Weights = field(init=False, repr=False)
+    reached: Weights = field(init=False, repr=False, default_factory=dict)
+    extra: dict[str, Weights] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self):
         if not self.parameters:
@@ -53,19 +59,22 @@ class Handle:
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
         """Take other values over. Raises ValueError for other names or shapes."""
-        found, wanted = ({n: tuple(w.shape) for n, w in each.items()} for each in (weights, self.parameters))
-        if found != wanted:
-            wrong = sorted(set(found.items()) ^ set(wanted.items()))
-            raise ValueError(f"weights of other names or shapes than those trained here: {wrong[:4]}.")
+        self._check(weights)
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
+
+    def rewind(self) -> None:
+        """Back to the start; where training had come is kept in `reached`."""
+        self.reached = self.weights()
+        self.load(self.start)
 
     @contextmanager
     def using(self, weights: Weights) -> Iterator[None]:
         """While active, the model has other trained values; a policy is these values, `start` the reference.
 
-        A graph made inside must not be used after it.
+        A graph made inside must not be used after it. Raises ValueError for other names or shapes.
         """
+        self._check(weights)
         own = {name: parameter.data for name, parameter in self.parameters.items()}
         try:
             for name, parameter in self.parameters.items():
@@ -74,6 +83,12 @@ class Handle:
         finally:
             for name, parameter in self.parameters.items():
                 parameter.data = own[name]
+
+    def _check(self, weights: Weights) -> None:
+        found, wanted = ({n: tuple(w.shape) for n, w in each.items()} for each in (weights, self.parameters))
+        if found != wanted:
+            wrong = sorted(set(found.items()) ^ set(wanted.items()))
+            raise ValueError(f"weights of other names or shapes than those trained here: {wrong[:4]}.")
 
     def merge(self) -> nn.Module:
         """The model with what was learnt in its own weights, and nothing attached."""

@@ -68,9 +68,9 @@ def fit(
     state = _State(handle, loss, optimiser, run)
     if where is not None and (found := checkpoint.load(where)) is not None:
         state.load(found, where)
-    saved = time.monotonic()
+    saved, end = time.monotonic(), run.steps if until is None else min(until, run.steps)
     with tqdm(total=run.steps, initial=state.step, desc=name, mininterval=1, leave=False) as bar:
-        while state.step < run.steps and state.step != until:
+        while state.step < end:
             state.log.append(state.update())
             bar.set_postfix(loss=f"{state.log[-1]['loss']:.4g}", refresh=False)
             bar.update()
@@ -92,13 +92,14 @@ class _State:
         self.log: list[Logged] = []
 
     def update(self) -> Logged:
-        """One step of the optimiser, which may call the closure again; what the last call noted."""
-        began, rows = time.perf_counter(), []
+        """One step of the optimiser, which may call the closure again, on the same batch; what the last call noted."""
+        began, rows, here = time.perf_counter(), [], self.generator.get_state()
         for group, rate in zip(self.optimiser.param_groups, self.rates):
             group["lr"] = rate * min(1.0, (self.step + 1) / (self.run.warmup + 1))
 
         def closure() -> Tensor:
             rows.clear()
+            self.generator.set_state(here)
             self.optimiser.zero_grad(set_to_none=True)
             for _ in range(self.run.accumulate):
                 rows.append(self._backward())

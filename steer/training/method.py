@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,9 +24,10 @@ class Task(Protocol):
     model: nn.Module
 
 
-Parametrise = Callable[[Task], Handle]
-Select = Callable[[Handle, Task], Masks]
-Objective = Callable[[Handle, Task], Loss]
+# of a task each asks what it needs, which is more than `Task` has
+Parametrise = Callable[[Any], Handle]
+Select = Callable[[Handle, Any], Masks]
+Objective = Callable[[Handle, Any], Loss]
 Optim = Callable[[Handle, Masks], torch.optim.Optimizer]
 End = Literal["keep", "merge", "rewind"]
 
@@ -40,7 +42,8 @@ class Phase:
     select       -> which entries are trained; None: all
     share        of the method's steps
     end          keep: as it is; merge: into the model's own weights; rewind: trained values back to the start, so that
-                 the next phase trains them anew under what it selects
+                 the next phase trains them anew under what it selects, which may look at `handle.reached`
+    clip         False: the method clips gradients in its own way, and the run's clip is left out
     """
 
     objective: Objective
@@ -49,6 +52,7 @@ class Phase:
     select: Select | None = None
     share: float = 1.0
     end: End = "keep"
+    clip: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,28 +81,39 @@ class Tuned:
     log: list[Logged]
     last: Weights = field(repr=False)
     """the trained values as they were at the end of the last phase"""
+    count: int
+    """numbers that the last phase trained: of what it selected, if it did"""
 
 
 def tune(task: Task, method: Method, run: Run = Run(), folder: str | Path | None = None) -> Tuned:
     """Train a task's model by a method.
 
-    folder  of checkpoints, one folder a phase: a run that was stopped goes on where it was
+    folder  of checkpoints, one folder a phase: a run that was stopped goes on where it was; one of other steps goes on
+            from it if there is one phase, else it begins anew, as its phases end elsewhere
 
-    Raises what `fit` raises, and ValueError for phases that share out another number of steps than there are.
+    Raises what `fit` raises, and ValueError for shares whose sum is not 1 and for a phase that is left without a step.
     """
-    steps = [round(run.steps * phase.share) for phase in method.phases]
-    if sum(steps) != run.steps or min(steps) < 1:
+    ends = [round(run.steps * share) for share in accumulate(phase.share for phase in method.phases)]
+    steps = [end - begin for begin, end in pairwise([0, *ends])]
+    if ends[-1] != run.steps or min(steps) < 1:
         raise ValueError(f"{run.steps} steps over phases of {steps}: expected at least one each, and all of them.")
-    handle, log, last = None, [], {}
+    if folder is not None and len(steps) > 1:
+        folder = Path(folder) / f"{run.steps}-steps"
+    handle, log, last, trained = None, [], {}, 0
     for k, (phase, count) in enumerate(zip(method.phases, steps)):
-        handle = phase.parametrise(task) if phase.parametrise is not None else handle
+        if phase.parametrise is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(run.seed + k)  # peft draws from it
+                handle = phase.parametrise(task)
         masks = {} if phase.select is None else phase.select(handle, task)
         where = None if folder is None else Path(folder) / f"phase-{k}"
         optimiser, loss = phase.optim(handle, masks), phase.objective(handle, task)
-        log += fit(handle, loss, optimiser, replace(run, steps=count, seed=run.seed + k), where)
+        settings = replace(run, steps=count, seed=run.seed + k, clip=run.clip if phase.clip else None)
+        log += fit(handle, loss, optimiser, settings, where)
         last = handle.weights()
+        trained = sum(int(masks[name].sum()) if name in masks else last[name].numel() for name in last)
         if phase.end == "merge":
             handle = own(handle.merge(), lambda name, parameter: True)
         elif phase.end == "rewind":
-            handle.load(handle.start)
-    return Tuned(handle, log, last)
+            handle.rewind()
+    return Tuned(handle, log, last, trained)
