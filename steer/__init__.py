@@ -35,7 +35,7 @@ from steer.diffusion.trajectory import Trajectory
 from steer.zoo import load
 
 if TYPE_CHECKING:
-    from steer import language
+    from steer import language, training
 
 try:
     __version__ = version("steer")
@@ -78,12 +78,13 @@ __all__ = [
     "smc",
     "style",
     "svdd",
+    "training",
     "transfer",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The language wing is imported when it is first named: pictures do not need it."""
-    if name == "language":
-        return import_module("steer.language")
+    """The language wing and the training module are imported when they are first named: pictures do not need them."""
+    if name in ("language", "training"):
+        return import_module(f"steer.{name}")
     raise AttributeError(f"module 'steer' has no attribute {name!r}")

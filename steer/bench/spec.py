@@ -47,18 +47,23 @@ def method(spec: str) -> Method:
 
     Raises ValueError for an unknown name or option, with what there is, and for an option that is missing.
     """
-    name, _, rest = spec.partition(":")
+    name, options = parts(spec)
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     entry = METHODS[name]
     first = 2 if entry.drive is None else 3
     known = list(inspect.signature(entry.drive or entry.make).parameters.values())[first:]
-    options = dict(_option(spec, part) for part in rest.split(",") if part)
     missing = [p.name for p in known if p.default is p.empty and p.name not in options]
     if missing or not set(options) <= {p.name for p in known}:
         expected = f"the options {[p.name for p in known]}" if known else "no options"
         raise ValueError(f"method {spec!r}: expected {expected}{f', {missing} given a value' if missing else ''}.")
     return Method(name, entry, options)
+
+
+def parts(spec: str) -> tuple[str, dict[str, Any]]:
+    """A specification's name, and its options as Python literals. Raises ValueError for what is no option=value."""
+    name, _, rest = spec.partition(":")
+    return name, dict(_option(spec, part) for part in rest.split(",") if part)
 
 
 def specs(name: str) -> list[str]:

@@ -62,11 +62,11 @@ class Pipeline:
         return {
             "judge": score(Judge(), x, self.prompts(cell)).mean(1).tolist(),
             "diversity": measure.diversity(x).tolist(),
-            "divergence": measure.kid(every, self._plain(cell).flatten(0, 1), paired=True),
+            "divergence": measure.kid(every, self.plain(cell).flatten(0, 1), paired=True),
             "kid": measure.kid(every, _real()),
         }
 
-    def _plain(self, cell: Cell) -> Tensor:
+    def plain(self, cell: Cell) -> Tensor:
         """Unsteered pictures of the same prompts from noise that no cell has, made once."""
         key = (cell.guidance, cell.steps, cell.prompt_set, cell.prompts, cell.images)
         if key not in self.base:

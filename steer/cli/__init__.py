@@ -15,6 +15,7 @@ from steer.cli.edit import Edit
 from steer.cli.generate import Generate
 from steer.cli.maps import Maps
 from steer.cli.style import Style
+from steer.cli.train import Train
 from steer.cli.vectors import Vectors
 from steer.cli.world import World
 
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Maps, subcommand("maps", prefix_name=False)]
     | Annotated[Vectors, subcommand("vectors", prefix_name=False)]
     | Annotated[Chat, subcommand("chat", prefix_name=False)]
+    | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[World, subcommand("world", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
 )
@@ -40,6 +42,7 @@ examples:
   steer maps "a red apple, noto style"
   steer vectors fit pairs.jsonl --sites 12
   steer chat --vector steer-out/vector.safetensors --strength 0.1
+  steer train draft_k --reward colour:red --steps 50
   steer world check
   steer bench search --models toy-modes
 """

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import subcommand
 
+from steer.cli.compare import Compare
+
 if TYPE_CHECKING:
     from steer.bench import Cell
     from steer.bench.report import Panel, Point
@@ -58,12 +60,12 @@ class Search:
 
     def run(self) -> None:
         from steer.bench import finished
-        from steer.cli import record, show
+        from steer.cli import record, running, show
 
         out = record.folder(self.out)
         todo, rows = self._todo(out)
         failed: list[tuple[Cell, Exception]] = []
-        work = functools.partial(measured, device=self._device())
+        work = functools.partial(measured, device=running.device_of(self.device))
         with show.bars() as bars:
             task = bars.add_task("cells", total=len(todo))
             for cell, answer in finished(work, todo, self.workers, self.ray, self.cpus, self.gpus):
@@ -109,11 +111,6 @@ class Search:
         show.console.print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; up to {cost:,} rows to go")
         return todo, rows
 
-    def _device(self) -> str:
-        import torch
-
-        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
 
 @dataclass(frozen=True)
 class Report:
@@ -154,14 +151,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Bench:
-    """Compare searches at equal denoiser rows.
+    """Compare searches at equal denoiser rows, and steering with fine-tuning.
 
-    Examples: steer bench search --models toy-modes, steer bench report
+    Examples: steer bench search --models toy-modes, steer bench report, steer bench compare --tuned draft_k
     """
 
     action: (
         Annotated[Search, subcommand("search", prefix_name=False)]
         | Annotated[Report, subcommand("report", prefix_name=False)]
+        | Annotated[Compare, subcommand("compare", prefix_name=False)]
     )
 
     def run(self) -> None:

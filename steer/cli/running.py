@@ -22,6 +22,13 @@ def loaded(model: str) -> tuple[Any, Any]:
     return pipe, getattr(pipe, family_of(pipe).network)
 
 
+def device_of(device: str | None) -> str:
+    """The one that was asked for; else cuda where there is one."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def deterministic(pipe: Any) -> Any:
     """The same pipeline with a scheduler that draws no noise, so that runs lead back to the pictures they came from."""
     from diffusers import DDIMScheduler

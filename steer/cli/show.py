@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 console = Console()
-TEXT = ("", "reward", "method", "picture")
+TEXT = ("", "reward", "method", "picture", "of", "what it does", "dials")
 
 
 def quiet() -> None:

@@ -129,7 +129,12 @@ def whole(tokenizer: Any, texts: Sequence[str]) -> Encoded:
     if isinstance(texts, str) or not len(texts) or not all(texts):
         raise ValueError(f"texts {texts!r:.80}: expected a list of at least one text, none empty.")
     rows = [torch.tensor(_tokens(language(tokenizer), text)) for text in texts]
-    return Encoded(*_ids(tokenizer, rows), _left([torch.arange(len(row)) > 0 for row in rows]))
+    return joined(tokenizer, rows, [1] * len(rows))
+
+
+def joined(tokenizer: Any, rows: Sequence[Tensor], starts: Sequence[int]) -> Encoded:
+    """Rows of ids (t,), whose responses begin where `starts` says."""
+    return Encoded(*_ids(tokenizer, rows), _left([torch.arange(len(row)) >= k for row, k in zip(rows, starts)]))
 
 
 def language(tokenizer: Any) -> Any:

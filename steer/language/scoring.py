@@ -36,7 +36,7 @@ def log_probs(model: Any, rows: Encoded, reduction: Reduction = "mean") -> Tenso
         raise unknown("reduction", reduction, ("mean", "sum"))
     usable(model, rows)
     found = torch.empty(len(rows), dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
-    for index in _chunks(rows, model.get_input_embeddings().weight.shape[0]):
+    for index in chunks(rows, model.get_input_embeddings().weight.shape[0]):
         found[index.to(found.device)] = _summed(model, rows.take(index))
     return found / rows.answer.sum(1).to(found.device) if reduction == "mean" else found
 
@@ -46,7 +46,7 @@ def margins(model: Any, tokenizer: Any, pairs: Sequence[Pair], reduction: Reduct
     matched(model, tokenizer)
     pairs = list(pairs)
     responses = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
-    positive, negative = log_probs(model, _rows(tokenizer, pairs * 2, responses), reduction).chunk(2)
+    positive, negative = log_probs(model, answered(tokenizer, pairs * 2, responses), reduction).chunk(2)
     return positive - negative
 
 
@@ -55,7 +55,7 @@ def chosen(model: Any, tokenizer: Any, questions: Sequence[Pair | Choices]) -> T
     matched(model, tokenizer)
     asked = [question for question in questions for _ in question.options]
     options = [option for question in questions for option in question.options]
-    scores = log_probs(model, _rows(tokenizer, asked, options)).split([len(q.options) for q in questions])
+    scores = log_probs(model, answered(tokenizer, asked, options)).split([len(q.options) for q in questions])
     return torch.stack([each.argmax() for each in scores])
 
 
@@ -112,7 +112,7 @@ class LogProb(TextReward):
         return found
 
 
-def _rows(tokenizer: Any, asked: Sequence[Pair | Choices], responses: Sequence[str]) -> Encoded:
+def answered(tokenizer: Any, asked: Sequence[Pair | Choices], responses: Sequence[str]) -> Encoded:
     images = [question.image for question in asked]
     given = None if all(image is None for image in images) else images
     if given is not None and any(image is None for image in given):
@@ -137,7 +137,7 @@ def usable(model: Any, rows: Encoded) -> None:
         raise ValueError(f"token {largest} with a model that embeds {known}: expected the model's own tokenizer.")
 
 
-def _chunks(rows: Encoded, vocabulary: int) -> Iterator[Tensor]:
+def chunks(rows: Encoded, vocabulary: int) -> Iterator[Tensor]:
     """Indices of rows that go together, longest rows first: the peak of memory comes at once."""
     lengths, widest = rows.lengths.cpu(), int(rows.answer.sum(1).max()) + 1
     order = lengths.argsort(descending=True, stable=True)
@@ -147,8 +147,11 @@ def _chunks(rows: Encoded, vocabulary: int) -> Iterator[Tensor]:
         order = order[count:]
 
 
-def _summed(model: Any, rows: Encoded) -> Tensor:
-    """Sums of log-probabilities of the responses, (rows,), of one pass.
+def answer_logits(model: Any, rows: Encoded, call: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What predicts each token of the responses, of one pass, with a graph where one is wanted.
+
+    Logits (tokens, vocabulary) in float32 or finer, the tokens themselves (tokens,), and the row of each (tokens,);
+    `call` is what runs in the model's place, if anything does.
 
     The model's own `forward` makes the logits, not its decoder and head by hand: it knows the soft caps and scales of
     its family, and what its images need. They end at the last column but one: a column predicts the next.
@@ -161,8 +164,14 @@ def _summed(model: Any, rows: Encoded) -> Tensor:
     # a model of text and images counts positions by itself, on three axes in some families
     if "position_ids" in accepted and model.config.get_text_config() is model.config:
         inputs["position_ids"] = rows.positions.to(model.device)
-    logits = model(**inputs, use_cache=False).logits[:, -columns - 1 : -1]
+    logits = (call or model)(**inputs, use_cache=False).logits[:, -columns - 1 : -1]
     answer, ids = answer[:, -columns:], inputs["input_ids"][:, -columns:]
     exact = torch.promote_types(logits.dtype, torch.float32)
-    losses = F.cross_entropy(logits[answer].to(exact), ids[answer], reduction="none")
-    return torch.zeros(len(rows), dtype=exact, device=losses.device).index_add(0, answer.nonzero()[:, 0], -losses)
+    return logits[answer].to(exact), ids[answer], answer.nonzero()[:, 0]
+
+
+def _summed(model: Any, rows: Encoded) -> Tensor:
+    """Sums of log-probabilities of the responses, (rows,), of one pass."""
+    logits, ids, row = answer_logits(model, rows)
+    losses = F.cross_entropy(logits, ids, reduction="none")
+    return losses.new_zeros(len(rows)).index_add(0, row, -losses)

@@ -106,6 +106,18 @@ def scene_caption(a: str, relation: str, b: str, style: str) -> str:
     return f"{a} {relation} {b}, {style} style"
 
 
+def seen(count: int, style: str | None = None) -> tuple[Tensor, list[str]]:
+    """Training pictures on white, float (count, 3, 64, 64), spread evenly over all styles or over one; with captions.
+
+    As many as there are, if there are fewer.
+    """
+    places = (split() & torch.tensor([[style in (None, one)] for one in STYLES])).nonzero()
+    places = places[torch.linspace(0, len(places) - 1, min(count, len(places))).round().long()]
+    every, names, _ = glyphs()
+    texts = [caption(names[k], STYLES[one], article=True) for one, k in places.tolist()]
+    return compose(every[places[:, 0], places[:, 1]]), texts
+
+
 def rgba(glyph: Tensor) -> Tensor:
     """uint8 RGBA -> float RGBA in [0, 1]."""
     return glyph.float() / 255
