@@ -6,8 +6,10 @@ import re
 from copy import deepcopy
 from pathlib import Path
 
+import tiny
 import tiny_models
 import torch
+from diffusers import DDIMScheduler
 
 import steer
 from steer.diffusion.denoise import GaussianMixture
@@ -40,6 +42,19 @@ def test_the_language_model_of_the_readme_is_steered(monkeypatch):
     exec(blocks(section("Steer a language model"), "python")[0], scope)
     assert scope["vector"].provenance["method"] == "mean"
     assert "generate" not in model.__dict__
+
+
+def test_the_fine_tuning_of_the_readme_runs(monkeypatch, tmp_path):
+    """On a tiny pipeline, for one step; afterwards nothing is attached, and the weights have moved."""
+    pipe = tiny.pipeline(DDIMScheduler(clip_sample=False))
+    before = deepcopy(pipe.unet.state_dict())
+    monkeypatch.setattr(steer, "load", lambda name: pipe)
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(section("Or fine-tune"), "python")[0].replace("steps=50", "steps=1"), {"steer": steer})
+    after = pipe.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    assert (tmp_path / "steer-out/draft").is_dir()
 
 
 def test_the_controller_of_the_readme_runs():
