@@ -31,7 +31,7 @@ from steer.zoo import folder, smollm
 SIZE, PATCH = 64, 16
 TOKENS = (SIZE // PATCH) ** 2
 WIDTH, DEEP, HEADS, LAYERS = 32, 192, 6, 2
-"""Of emoji-clip's ResNet, of the tower's tokens, of the attention between them, and how many layers of that there are."""
+"""Of emoji-clip's ResNet, of the tower's tokens, and of the attention between them: its heads and layers."""
 RANK, CHANGED = 8, ("q_proj", "v_proj")
 """The rank of the change to SmolLM2, and the layers that are changed."""
 IMAGE, RESERVED, IMAGE_ID = "<image>", "<empty_output>", 16

@@ -1,4 +1,4 @@
-"""emoji-vlm: the eyes, on emoji-clip's ResNet, first learn to spell what they see in SmolLM2's own words, then to answer.
+"""emoji-vlm: the eyes first learn to spell what they see in SmolLM2's own words, then to answer through SmolLM2.
 
 A step through the language model costs a hundred times one of the eyes. So it comes second, and what its first
 stage taught, the names, goes on being trained beside it.
