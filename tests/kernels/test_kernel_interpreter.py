@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 def test_kernels_agree_with_their_references_under_the_interpreter():
     file = Path(__file__).with_name("test_kernel_parity.py")
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(file)],
         cwd=file.parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
