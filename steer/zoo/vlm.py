@@ -104,7 +104,7 @@ class Tower(PreTrainedModel):
     def seen(self, pixel_values: Tensor) -> Tensor:
         """What the ResNet makes of them: (b, TOKENS, 1536), each stage's features normalised over its channels."""
         net = self.resnet
-        near = net.layer3(net.layer2(net.layer1(net.stem(pixel_values))))
+        near = net.layer3(net.layer2(net.layer1(net.stem(pixel_values.to(self.dtype)))))
         parts = (near, F.interpolate(net.layer4(near), scale_factor=2.0))
         tokens = [part.flatten(2).mT for part in parts]
         return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in tokens], -1)

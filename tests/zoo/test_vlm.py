@@ -176,7 +176,8 @@ def test_the_stages_leave_what_load_reads(small):  # a step takes longer than th
     ids = given["input_ids"]
     image = scope("image", model)(Pass(0, ids.shape[1], None, None, ids), torch.zeros(*ids.shape, 1))
     assert image[0].tolist() == [True] * vlm.TOKENS + [False] * (ids.shape[1] - vlm.TOKENS)
-    assert steer.load("emoji-vlm", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    half = steer.load("emoji-vlm", dtype=torch.bfloat16).model
+    assert half(**{**given, "pixel_values": given["pixel_values"].float()}).logits.dtype == torch.bfloat16
 
 
 def test_the_language_model_stays_as_it_is(small):
