@@ -1,5 +1,6 @@
 """Does attribution find the tokens that matter, how complete is it, and what does it cost? SmolLM2, real pairs.
 
+    python -m benchmarks.grains --part reading         does the model read the files at all? and with --form published
     python -m benchmarks.grains --part attribution     the check of the method: about 15 minutes on one core; the same
                                                        with --words all --baseline random
     python -m benchmarks.grains --part gaps            five baselines: about 20 minutes; and with --words all
@@ -8,10 +9,13 @@
 
 What comes of it for steering: benchmarks.persona.
 
-Persona files have one-token answers, " Yes" and " No" in equal numbers. Data: persona/*.jsonl of anthropics/evals and
+Persona files, by default in a form that SmolLM2 reads (`benchmarks.forms`), have one-token answers, " Yes" and " No" in
+equal numbers. Data: persona/*.jsonl of anthropics/evals and
 TruthfulQA.csv of sylinrl/TruthfulQA, in --data. Rows go to OUT/results.jsonl as they come, so that a killed run
 resumes; tables to benchmarks/results/grains.json.
 
+    reading      by file: how often the margin of " Yes" over " No" is higher for a statement that matches the persona
+                 than for one that does not (area under the ROC curve), 95 % interval by DeLong's variance
     attribution  what masking does to the preference margin: I+ must lower it more than as many random tokens, I- raise
                  it more, with paired bootstrap intervals above 0
     gaps         |sum of scores - (f(x) - f(b))| / |f(x) - f(b)| of five baselines: median, and pooled (sum over sum)
@@ -20,7 +24,6 @@ resumes; tables to benchmarks/results/grains.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,15 +32,17 @@ import torch
 import tyro
 
 import steer
-from benchmarks.grains_runs import compared, dropped, gapped, peaks
+from benchmarks.forms import Question, answered
+from benchmarks.grains_runs import area, compared, dropped, gapped, peaks
+from benchmarks.grains_tables import TABLES
 from benchmarks.output import part_of, tabulate, write
 from steer.cli import record, show
 from steer.language.data import Pair
 from steer.language.grains.baselines import Baseline
-from steer.language.readers import personas, split, truthful_qa
-from steer.measure import interval
+from steer.language.readers import split, truthful_qa
+from steer.language.scoring import margins
 
-Part = Literal["all", "attribution", "gaps", "speed"]
+Part = Literal["all", "reading", "attribution", "gaps", "speed"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,13 @@ class Grains:
 
     part: Part = "all"
     data: Path = Path("../shared/data")
-    personas: tuple[str, ...] = ("extraversion", "agreeableness")
+    personas: tuple[str, ...] = ("interest-in-art", "extraversion")
+    form: Question = "asked"
+    """how their statements are put to the model: `benchmarks.forms`"""
     pairs: int = 48
-    """of each persona"""
+    """of each persona, for the check"""
+    read: int = 200
+    """statements of each persona, for the reading"""
     k: int = 5
     baseline: Baseline = "prompt"
     """of the check"""
@@ -63,7 +72,7 @@ class Grains:
     speed_pairs: int = 3
     rounds: int = 3
     small: bool = False
-    """4 pairs, 2 for the gaps with 6 points, 1 for the speed"""
+    """4 pairs, 8 statements for the reading, 2 pairs for the gaps with 6 points, 1 for the speed"""
     out: Path = Path("steer-out/bench-grains")
     results: Path = Path("benchmarks/results")
     into: Path | None = None
@@ -71,7 +80,7 @@ class Grains:
 
     @property
     def sized(self) -> Grains:
-        few = {"pairs": 4, "draws": 2, "gap_pairs": 2, "levels": (6,), "speed_pairs": 1, "rounds": 1}
+        few = {"pairs": 4, "read": 8, "draws": 2, "gap_pairs": 2, "levels": (6,), "speed_pairs": 1, "rounds": 1}
         return replace(self, **few) if self.small else self
 
     @property
@@ -98,8 +107,20 @@ def main(bench: Grains) -> None:
 
 def read(bench: Grains) -> dict[str, list[Pair]]:
     """Name -> all pairs of a file."""
-    found = {name: personas(bench.data / "persona" / f"{name}.jsonl") for name in bench.personas}
+    found = {name: answered(bench.data / "persona" / f"{name}.jsonl", bench.form) for name in bench.personas}
     return {**found, "truthfulqa": truthful_qa(bench.data / "truthfulqa.csv")}
+
+
+def reading(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: record.Rows, bars: Any) -> None:
+    task = bars.add_task("reading", total=len(bench.personas))
+    for name in bench.personas:
+        cell = {"part": "reading", "data": name, "form": bench.form, "statements": bench.read, "small": bench.small}
+        if not rows.find(**cell):
+            (pairs,) = split(data[name], (bench.read,), balanced=True)
+            matching = torch.tensor([pair.positive == " Yes" for pair in pairs])
+            yes = margins(model, tokenizer, pairs).float().cpu() * (2 * matching - 1)  # " Yes" over " No"
+            rows.add({**cell, "area": list(area(yes[matching], yes[~matching])), **record.origin()})
+        bars.advance(task)
 
 
 def attribution(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: record.Rows, bars: Any) -> None:
@@ -112,32 +133,16 @@ def attribution(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: rec
             for method in methods:
                 how = {
                     "method": method,
+                    "form": bench.form,
                     "words": bench.words,
+                    "k": bench.k,
                     "asked": None if method == "occlusion" else bench.baseline,
                 }
                 cell = {"part": "attribution", "data": name, "pair": number, **how, "small": bench.small}
                 if not rows.find(**cell):
                     found = dropped(model, tokenizer, pair, others, method, bench.baseline, bench.k, bench.draws)
-                    rows.add({**cell, **found, "k": bench.k, **record.origin()})
+                    rows.add({**cell, **found, **record.origin()})
                 bars.advance(task)
-
-
-def attribution_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drops of the margin, and both intervals that have to be above 0."""
-    lines = []
-    kinds = ("data", "words", "method", "asked")
-    for kind in dict.fromkeys(tuple(row[key] for key in kinds) for row in rows):
-        own = [row for row in rows if tuple(row[key] for key in kinds) == kind]
-        value = {key: torch.tensor([row[key] for row in own]) for key in ("I+", "I-", "random+", "random-", "gap")}
-        lowers, raises = interval(value["I+"] - value["random+"]), interval(value["random-"] - value["I-"])
-        means = {key: float(value[key].mean()) for key in ("I+", "random+", "I-", "random-")}
-        gap = None if value["gap"].isnan().all() else float(value["gap"].median())
-        lines.append(
-            {**dict(zip((*kinds[:3], "baseline"), kind)), "pairs": len(own), "median gap": gap}
-            | means
-            | {"I+ - random": list(lowers), "random - I-": list(raises), "passed": min(lowers.low, raises.low) > 0}
-        )
-    return lines
 
 
 def gaps(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: record.Rows, bars: Any) -> None:
@@ -148,29 +153,12 @@ def gaps(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: record.Row
         others = [pair.prompt for pair in data[name]] if bench.words == "own" else []
         for kind in kinds if bench.words == "own" else kinds[1:]:  # "prompt" takes the place of own words alone
             for number, pair in enumerate(chosen):
-                how = {"words": bench.words, "baseline": kind, "pair": number}
+                how = {"form": bench.form, "words": bench.words, "baseline": kind, "pair": number}
                 cell = {"part": "gaps", "data": name, **how, "small": bench.small}
                 if not rows.find(**cell):
                     for found in gapped(model, tokenizer, pair, others, kind, bench.levels):
                         rows.add({**cell, **found, **record.origin()})
                 bars.advance(task)
-
-
-def gaps_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Median and pooled gap of each baseline, by points."""
-    lines = []
-    kinds = ("data", "words", "baseline")
-    for kind in dict.fromkeys(tuple(row[key] for key in kinds) for row in rows):
-        own = [row for row in rows if tuple(row[key] for key in kinds) == kind]
-        line: dict[str, Any] = {**dict(zip(kinds, kind)), "pairs": len({row["pair"] for row in own})}
-        for steps in sorted({row["steps"] for row in own}):
-            error, whole = torch.tensor([(r["error"], r["difference"]) for r in own if r["steps"] == steps]).abs().T
-            line |= {
-                f"median, {steps}": float((error / whole).median()),
-                f"pooled, {steps}": float(error.sum() / whole.sum()),
-            }
-        lines.append(line | {"used": ", ".join(sorted({row["used"] for row in own}))})
-    return lines
 
 
 def speed(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: record.Rows, bars: Any) -> None:
@@ -180,7 +168,7 @@ def speed(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: record.Ro
         (chosen,) = split(data[name], (bench.speed_pairs,), seed=2)
         others = [pair.prompt for pair in data[name]]
         for number, pair in enumerate(chosen):
-            cell = {"part": "speed", "data": name, "pair": number, "small": bench.small}
+            cell = {"part": "speed", "data": name, "form": bench.form, "pair": number, "small": bench.small}
             if not rows.find(**cell):
                 found = compared(model, tokenizer, pair, others, bench.levels[0], bench.rounds)
                 memory = peaks(pair, others, bench.levels[0]) if number == 0 else {}
@@ -188,24 +176,7 @@ def speed(bench: Grains, model: Any, tokenizer: Any, data: dict, rows: record.Ro
             bars.advance(task)
 
 
-def speed_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Seconds of ours and of captum, their ratio pair by pair, how far their scores are apart, and peaks of memory."""
-    lines = []
-    for name in dict.fromkeys(row["data"] for row in rows):
-        own = [row for row in rows if row["data"] == name]
-        middle = {key: float(torch.tensor([row[key] for row in own]).median()) for key in ("ours", "captum")}
-        ratios = sorted(row["captum"] / row["ours"] for row in own)
-        lines.append(
-            {"data": name, "pairs": len(own), "steps": own[0]["steps"], "response tokens": [r["response"] for r in own]}
-            | {"ours, s": middle["ours"], "captum, s": middle["captum"], "captum / ours": [round(r, 2) for r in ratios]}
-            | {"apart at most": max(row["apart"] for row in own), "gap": max(row["gap"] for row in own)}
-            | {"ours, MB": own[0].get("ours_mb"), "captum, MB": own[0].get("captum_mb")}
-        )
-    return lines
-
-
-RUNS = {"attribution": attribution, "gaps": gaps, "speed": speed}
-TABLES = {"attribution": attribution_table, "gaps": gaps_table, "speed": speed_table}
+RUNS = {"reading": reading, "attribution": attribution, "gaps": gaps, "speed": speed}
 
 
 if __name__ == "__main__":

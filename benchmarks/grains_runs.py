@@ -22,6 +22,7 @@ from steer.language.grains.margin import preference, still
 from steer.language.grains.oracle import captum_scores
 from steer.language.grains.parts import prompt_ids
 from steer.language.grains.tokens import content
+from steer.measure import Interval
 
 
 def dropped(
@@ -51,6 +52,14 @@ def dropped(
         "random+": float(plus[1:].mean()),
         "random-": float(minus[1:].mean()),
     }
+
+
+def area(positive: torch.Tensor, negative: torch.Tensor) -> Interval:
+    """Under the ROC curve: how often a value of (n,) is above one of (m,), a tie half; DeLong's variance, 95 %."""
+    above = (positive[:, None] > negative).double() + (positive[:, None] == negative).double() / 2
+    mean = float(above.mean())
+    spread = 1.96 * float(above.mean(1).var() / len(positive) + above.mean(0).var() / len(negative)) ** 0.5
+    return Interval(mean, mean - spread, mean + spread)
 
 
 def gapped(

@@ -1,13 +1,15 @@
 """Does it steer? GrAInS beside other directions at matched perplexity, SmolLM2, persona files. A study, not a check.
 
-    python -m benchmarks.persona --only extraversion 0     one file and one seed: about 25 minutes on one core
-    python -m benchmarks.persona                           all of them: resumes where it stopped
-    python -m benchmarks.persona --small                   a few minutes
+    python -m benchmarks.persona --judged bfloat16 --only interest-in-art 0 --methods caa random prompt
+                                              one file, one seed, what needs no attribution: 5 minutes on one core
+    python -m benchmarks.persona              all of it: hours; it resumes where it stopped
+    python -m benchmarks.persona --small      a few minutes
 
-Three disjoint parts of a file, " Yes" and " No" in equal numbers: steering pairs (others for each seed), validation
-pairs, held-out pairs. Each method's layer and strength are those with the largest change of the mean margin on the
-validation pairs, among those that raise the perplexity of neutral texts by at most 5 %; then, once, the held-out pairs
-and the perplexity of other texts. Attention sinks are exempt. With it -v, and the antisymmetric effect
+Three disjoint parts of a file, with statements of both kinds in equal numbers: steering pairs (others for each seed),
+validation pairs, held-out pairs. By default a pair is two statements (`benchmarks.forms`, "said"), and its margin that
+of whole responses, length-normalised. Each method's layer and strength are those with the largest change of the mean
+margin on the validation pairs, among those that raise the perplexity of neutral texts by at most 5 %; then, once, the
+held-out pairs and the perplexity of other texts. Attention sinks are exempt. With it -v, and the antisymmetric effect
 [m(+v) - m(-v)] / 2. Intervals are over held-out pairs, the mean over seeds of each: paired bootstrap, 95 %. Writes one
 row a setting to OUT/results.jsonl, and benchmarks/results/persona.json.
 
@@ -15,7 +17,7 @@ row a setting to OUT/results.jsonl, and benchmarks/results/persona.json.
     occlusion      the same two steps with occlusion in the place of gradients
     random-masks   as many tokens, drawn; random: a direction drawn
     caa, pca, probe, iti    from the states of both responses
-    prompt         an instruction in front of the question; -v is the opposite one
+    prompt         an instruction in front of the prompt; -v is the opposite one
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
 
 import steer
+from benchmarks.forms import Form, parts_of
 from benchmarks.output import part_of, tabulate, write
 from benchmarks.persona_methods import METHODS, Setting, Study, instructed, margins_of, perplexity_of, settings, steered
 from steer.cli import record, show
-from steer.language.readers import personas, split
 from steer.measure import interval
 
 
@@ -44,19 +46,25 @@ class Persona:
     only: tuple[str, int] | None = None
     """a persona file and a seed"""
     data: Path = Path("../shared/data")
-    personas: tuple[str, ...] = ("extraversion", "agreeableness")
+    personas: tuple[str, ...] = ("interest-in-art", "extraversion")
+    form: Form = "said"
+    """how their statements are put to the model: `benchmarks.forms`"""
     methods: tuple[str, ...] = tuple(METHODS)
-    layers: tuple[int, ...] = (9, 12, 15)
-    strengths: tuple[float, ...] = (0.05, 0.1, 0.2)
+    layers: tuple[int, ...] = (12, 15)
+    strengths: tuple[float, ...] = (0.05, 0.1, 0.15)
     alphas: tuple[float, ...] = (1.0, 2.0, 4.0)
     """strengths of ITI, in its own unit"""
     heads: int = 48
     """of ITI"""
     k: int = 5
+    points: tuple[int, ...] = (20,)
+    """of integrated gradients, as in the paper's code; more that triple are taken where the gap is above 5 %"""
     fitted: int = 64
     validated: int = 100
     held_out: int = 200
     seeds: int = 3
+    judged: Literal["float32", "bfloat16"] = "float32"
+    """what the model computes in while it is judged; vectors are made in float32"""
     cap: float = 1.05
     """the most by which perplexity may be multiplied"""
     small: bool = False
@@ -74,7 +82,7 @@ class Persona:
     @property
     def base(self) -> dict[str, Any]:
         """What rows that are resumed must have been made with."""
-        same = ("k", "fitted", "validated", "held_out", "heads", "small")
+        same = ("form", "k", "points", "fitted", "validated", "held_out", "heads", "judged", "small")
         return {name: value for name, value in json.loads(json.dumps(record.config(self))).items() if name in same}
 
     @property
@@ -106,11 +114,10 @@ def study_of(bench: Persona, model: Any, tokenizer: Any, name: str, seed: int) -
     """The parts of a file; those that judge are the same for all seeds. Raises ValueError for a seed that is none."""
     if not 0 <= seed < bench.seeds:
         raise ValueError(f"seed {seed}: expected 0 to {bench.seeds - 1}, or more --seeds.")
-    pairs = personas(bench.data / "persona" / f"{name}.jsonl")
-    sizes = (bench.validated, bench.held_out, bench.fitted * bench.seeds)
-    validation, held_out, rest = split(pairs, sizes, balanced=True)
-    own = rest[bench.fitted * seed : bench.fitted * (seed + 1)]
-    return Study(model, tokenizer, name, seed, own, validation, held_out, bench.k, bench.heads)
+    sizes = (bench.validated, bench.held_out, *[bench.fitted] * bench.seeds)
+    validation, held_out, *own = parts_of(bench.data / "persona" / f"{name}.jsonl", bench.form, sizes)
+    how = {key: getattr(bench, key) for key in ("form", "k", "points", "heads", "judged")}
+    return Study(model, tokenizer, name, seed, own[seed], validation, held_out, **how)
 
 
 def fill(bench: Persona, study: Study, method: str, rows: record.Rows, cell: dict[str, Any]) -> None:
@@ -135,7 +142,8 @@ def fill(bench: Persona, study: Study, method: str, rows: record.Rows, cell: dic
             values[f"perplexity{name}"] = torch.tensor(perplexity_of(study, "report") / plain.perplexity["report"])
     kept = {name: [round(v, 5) for v in part.tolist()] if part.ndim else float(part) for name, part in values.items()}
     key = {**cell, "what": "held out", "layer": setting.layer, "strength": setting.strength}
-    rows.add({**key, "within": best["perplexity"] <= bench.cap, **kept, **record.origin()})
+    about = {"within": best["perplexity"] <= bench.cap, "gap": study.gap(method)}
+    rows.add({**key, **about, **kept, **record.origin()})
 
 
 def chosen(found: Sequence[dict[str, Any]], cap: float) -> dict[str, Any]:
@@ -155,7 +163,7 @@ def table(rows: Sequence[dict[str, Any]], cap: float) -> list[dict[str, Any]]:
             | {"strength": [row["strength"] for row in own], "m(+v) - m": list(interval(up - plain))}
             | {"m(-v) - m": list(interval(down - plain)), "[m(+v) - m(-v)] / 2": list(interval((up - down) / 2))}
             | {"perplexity x": float(torch.tensor([row["perplexity+"] for row in own]).mean())}
-            | {f"chosen under {cap:g}": all(row["within"] for row in own)}
+            | {f"chosen under {cap:g}": all(row["within"] for row in own), "median gap": [row["gap"] for row in own]}
         )
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.forms import Form
 from benchmarks.grains_runs import silently
 from steer.language import SteeringVector, extract, grains, steering
 from steer.language.data import Pair
@@ -21,10 +23,9 @@ from steer.language.scoring import margins, perplexity
 
 NEUTRAL = {"choice": TEXTS[: len(TEXTS) // 2], "report": TEXTS[len(TEXTS) // 2 :]}
 """Texts for choosing a setting, and other ones for what is reported."""
-INSTRUCTIONS = {
-    1: "Answer as someone with very much {subject} would.",
-    -1: "Answer as someone without any {subject} would.",
-}
+ANSWER = {1: "Answer as someone with very much {subject} would.", -1: "Answer as someone without any {subject} would."}
+SPEAK = {1: "Someone with very much {subject} speaks.", -1: "Someone without any {subject} speaks."}
+INSTRUCTIONS: dict[Form, dict[int, str]] = {"published": ANSWER, "asked": ANSWER, "said": SPEAK}
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,16 @@ class Study:
     pairs: Sequence[Pair]
     validation: Sequence[Pair]
     held_out: Sequence[Pair]
+    form: Form
     k: int
+    points: Sequence[int]
     heads: int
+    judged: str
+
+    @cached_property
+    def judge(self) -> Any:
+        """The model that is steered and judged: itself, or a copy in half precision."""
+        return self.model if self.judged == "float32" else deepcopy(self.model).to(getattr(torch, self.judged))
 
     @cached_property
     def gradients(self) -> list[grains.Attribution]:
@@ -81,9 +90,14 @@ class Study:
             self.vectors[method] = METHODS[method](self)
         return self.vectors[method]
 
+    def gap(self, method: str) -> float | None:
+        """The median completeness gap of the gradients behind a method's vector, None without any."""
+        found = self.vectors[method].provenance.get("gap") if method in self.vectors else None
+        return None if found is None else float(found)
+
     def _attributed(self, method: Any) -> list[grains.Attribution]:
         others = [pair.prompt for pair in self.pairs]
-        given = {"others": others, "seed": self.seed}
+        given = {"others": others, "steps": self.points, "seed": self.seed}
         return [silently(grains.attribute, self.model, self.tokenizer, pair, method, **given) for pair in self.pairs]
 
 
@@ -132,23 +146,23 @@ def steered(study: Study, method: str, setting: Setting) -> AbstractContextManag
         return nullcontext()
     vector = study.vector(method)
     if method == "iti":
-        return steering(study.model, vector, setting.strength, relative=False, keep_norm=False)
-    return steering(study.model, vector[[setting.layer]], setting.strength)
+        return steering(study.judge, vector, setting.strength, relative=False, keep_norm=False)
+    return steering(study.judge, vector[[setting.layer]], setting.strength)
 
 
 def instructed(study: Study, method: str, pairs: Sequence[Pair], sign: int = 1) -> Sequence[Pair]:
     """The pairs with an instruction in front, for the method that is one."""
     if METHODS[method] is not None:
         return pairs
-    guard = PromptGuard(study.name.replace("-", " "), INSTRUCTIONS[sign])
+    guard = PromptGuard(study.name.replace("-", " "), INSTRUCTIONS[study.form][sign])
     return [replace(pair, prompt=guard(pair.prompt)) for pair in pairs]
 
 
 def margins_of(study: Study, pairs: Sequence[Pair]) -> Tensor:
     """(n,) on the CPU."""
-    return margins(study.model, study.tokenizer, pairs).float().cpu()
+    return margins(study.judge, study.tokenizer, pairs).float().cpu()
 
 
 def perplexity_of(study: Study, use: str) -> float:
     """Of neutral texts."""
-    return perplexity(study.model, study.tokenizer, NEUTRAL[use])
+    return perplexity(study.judge, study.tokenizer, NEUTRAL[use])

@@ -18,6 +18,9 @@ PERSONA, QUESTION = "{question}\nAnswer:", "Q: {question}\nA:"
 def personas(path: str | Path, template: str = PERSONA) -> list[Pair]:
     """A file of model-written persona evaluations: statements to agree with by " Yes" or " No" (arXiv 2212.09251).
 
+    template  of a row's `question`, "Is the following statement something you would say?" with the statement, or of its
+              bare `statement`
+
     Raises FileNotFoundError, with the source, where there is no such file, and ValueError for other contents.
     """
     with _opened(path, "anthropics/evals, persona/*.jsonl") as file:
@@ -25,7 +28,7 @@ def personas(path: str | Path, template: str = PERSONA) -> list[Pair]:
     try:
         return [
             Pair(
-                template.format(question=row["question"]),
+                template.format(**row),
                 row["answer_matching_behavior"],
                 row["answer_not_matching_behavior"],
             )

@@ -174,9 +174,13 @@ def test_the_same_question_about_other_pictures_is_another_pair():
 
 def test_persona_files(tmp_path):
     row = {"question": "Would you?", "answer_matching_behavior": " No", "answer_not_matching_behavior": " Yes"}
+    row["statement"] = "I {would}"
     (tmp_path / "some.jsonl").write_text(json.dumps(row) + "\n\n")
     assert personas(tmp_path / "some.jsonl") == [Pair("Would you?\nAnswer:", " No", " Yes")]
     assert personas(tmp_path / "some.jsonl", "{question}")[0].prompt == "Would you?"
+    assert personas(tmp_path / "some.jsonl", "It says: {statement}")[0].prompt == "It says: I {would}"
+    with pytest.raises(ValueError, match="without 'statements'"):
+        personas(tmp_path / "some.jsonl", "{statements}")
     (tmp_path / "other.jsonl").write_text('{"question": "Would you?"}')
     with pytest.raises(ValueError, match="without 'answer_matching_behavior'"):
         personas(tmp_path / "other.jsonl")
