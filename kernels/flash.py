@@ -1,6 +1,6 @@
 """What the attention ops share: one tile of keys at a time is folded into a softmax that is never written down.
 
-    softmax(s Q K^T) V   with   peak = max_j q.k_j,  total = sum_j exp(s (q.k_j - peak)),  sum_j exp(s (q.k_j - peak)) v_j
+    softmax(s q K^T) V = sum_j exp(s (q.k_j - peak)) v_j / total,   peak = max_j q.k_j,   total the sum of the powers
 
 (online softmax, arXiv 1805.02867; by tiles, FlashAttention, arXiv 2205.14135). Keys and values may come from several
 places: each is folded in turn and nothing is concatenated. Sums are in float32; products of half-precision tiles run on
@@ -11,7 +11,6 @@ kernels; their `scale` is s log2(e).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from steer_kernels.heads import WIDEST
@@ -26,9 +25,10 @@ def dot(a, b, acc):
     """acc + a b. Float32 times half precision is rounded to tf32: as many digits as float16 has, and range enough."""
     if b.dtype == tl.float32:
         return tl.dot(a, b, acc, input_precision="ieee")
-    if a.dtype == tl.float32 or WIDEN:
+    elif a.dtype == tl.float32 or WIDEN:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32")
-    return tl.dot(a, b, acc)
+    else:
+        return tl.dot(a, b, acc)
 
 
 @jit
@@ -47,11 +47,19 @@ def tile(x, strides, first, stop, TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: 
 
 
 @jit
+def gather(x, strides, tokens, inside, D: tl.constexpr, WIDTH: tl.constexpr):
+    """As `tile`, of any tokens."""
+    d = tl.arange(0, WIDTH)
+    inside = inside[:, None] & (d < D)[None, :]
+    return tl.load(x + tokens.to(tl.int64)[:, None] * strides[3] + d[None, :] * strides[4], mask=inside, other=0.0)
+
+
+@jit
 def fold(
     acc, peak, total, q, shift, key, value, key_s, value_s, begin, end, start, stop, scale,
     D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The softmax's state after keys `start` to `stop` of rows `begin` to `end`, `shift` being added to their products."""
+    """The softmax's state after keys `start` to `stop` of rows `begin` to `end`; `shift` is added to their products."""
     each = tl.cdiv(stop - start, KEYS)
     for step in range(begin * each, end * each):
         row, at = step // each, start + step % each * KEYS
@@ -75,11 +83,19 @@ def nothing(QUERIES: tl.constexpr, WIDTH: tl.constexpr):
     return tl.zeros((QUERIES, WIDTH), tl.float32), peak, tl.zeros((QUERIES,), tl.float32)
 
 
+@jit
+def shares(q, k, peak, total, scale):
+    """Probabilities (queries, keys) from the state after all keys."""
+    dots = dot(q, tl.trans(k), tl.zeros((q.shape[0], k.shape[0]), tl.float32))
+    return tl.exp2((dots - peak[:, None]) * scale) / total[:, None]
+
+
 def sizes(d: int, dtype: torch.dtype) -> tuple[dict[str, int], int, int]:
     """Compile-time constants (channels, their power of two, tokens that a program holds at once), warps and stages.
 
     Chosen so that nothing spills on any target.
     """
     width, half = max(16, power_of_two(d, WIDEST)), dtype != torch.float32
-    tokens = {"QUERIES": 64 if half else 32, "KEYS": 32 if half or width <= 128 else 16}
-    return {"D": d, "WIDTH": width, **tokens}, 8 if width > 128 else 4, 2
+    large = width > (128 if half else 64)
+    tokens = {"QUERIES": 64 if half else 16 if large else 32, "KEYS": 16 if large and not half else 32}
+    return {"D": d, "WIDTH": width, **tokens}, 8 if large else 4, 2

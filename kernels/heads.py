@@ -1,6 +1,8 @@
-"""What the attention ops share outside of kernels: the formula in plain torch, and checks of (..., heads, tokens, d)."""
+"""What the attention ops share outside of kernels: the formula in plain torch, and checks of their inputs."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -20,15 +22,10 @@ def affine(x: Tensor, pairs: Tensor | None) -> Tensor:
     return x if pairs is None else pairs[..., :1, :].to(x) * x + pairs[..., 1:, :].to(x)
 
 
-def dense(pairs: Tensor | None) -> Tensor | None:
-    """Pairs as kernels read them: float32, contiguous."""
-    return None if pairs is None else pairs.float().contiguous()
-
-
 def fits(query: Tensor, *others: object) -> bool:
     """Whether kernels take such heads: of at most 256 channels, and not too many."""
-    groups, rows, heads, _, d = query.shape
-    return d <= WIDEST and heads <= MOST and groups * rows <= MOST
+    *rows, heads, _, d = query.shape
+    return query.dtype in DTYPES and d <= WIDEST and heads <= MOST and math.prod(rows) <= MOST
 
 
 def check(op: str, same: tuple[str, ...], **expected: tuple[Tensor | None, str]) -> None:

@@ -30,7 +30,7 @@ def pair(affine, index, D: tl.constexpr, WIDTH: tl.constexpr):
 
 @jit
 def facing(q, affine, index, like, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Queries for keys as they are, and what to add to the products: q.(a k + b) = (a q).k + q.b, a and b of one head."""
+    """Queries for keys as they are, and what to add to their products: q.(a k + b) = (a q).k + q.b."""
     shift = tl.zeros((q.shape[0],), tl.float32)
     if affine is not None:
         a, b = pair(affine, index, D, WIDTH)
@@ -84,9 +84,7 @@ def _read(
 
 
 @jit
-def _mix(
-    parts, plain, share, weights, out, share_s, N, H, T, D, SIZE, TERMS: tl.constexpr, CELLS: tl.constexpr
-):
+def _mix(parts, plain, share, weights, out, share_s, N, H, T, D, SIZE, TERMS: tl.constexpr, CELLS: tl.constexpr):
     """plain + share (sum_m weights[m] parts[m] - plain); what has no share in it was not written and is not read."""
     cell = tl.program_id(0).to(tl.int64) * CELLS + tl.arange(0, CELLS)
     row = cell // (H * T * D)
@@ -138,7 +136,7 @@ def launches(
         steps.append(Launch(_read, grid, {**args, **own}, meta, warps, stages))
     if not alone:
         mixed = {
-            "parts": parts, "plain": plain if strength is not None else parts, "share": share, "share_s": share.stride(),
+            "parts": parts, "plain": parts if strength is None else plain, "share": share, "share_s": share.stride(),
             "weights": torch.tensor(weights, dtype=torch.float32, device=device), "out": out,
             "N": rows, "H": heads, "T": tokens, "D": d, "SIZE": query.numel(),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""shared_attention: every picture of a set looks at its own tokens and at those of others, in one softmax, by one kernel.
+"""shared_attention: every picture of a set looks at its own tokens and at those of others, in one softmax.
 
     read  = softmax(s q~ [K~; K_1; ...; K_R]^T) [V; V_1; ...; V_R],     x~ = a x + b
     out   = plain + strength (read - plain),                            plain = softmax(s q K^T) V over own keys
@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 
 import torch
-from steer_kernels.reading import launches, moved, operations
 from steer_kernels.heads import affine, attention, check, fits
 from steer_kernels.launch import wide
 from steer_kernels.operator import Operator
+from steer_kernels.reading import launches, moved, operations
 from torch import Tensor
 
 

@@ -1,4 +1,4 @@
-"""swap_attention: what a picture's queries read in the keys and values of others, in each by itself, by one kernel.
+"""swap_attention: what a picture's queries read in the keys and values of others, in each of them by itself.
 
     q~    = a (gamma q_content + (1 - gamma) q) + b
     read  = sum_k w_k softmax(tau s q~ [K; K_k]^T) [V; V_k]         [K; V]: some of the row's own keys, or none
@@ -14,10 +14,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from steer_kernels.reading import launches, moved, operations
 from steer_kernels.heads import affine, attention, check, fits
 from steer_kernels.launch import wide
 from steer_kernels.operator import Operator
+from steer_kernels.reading import launches, moved, operations
 from torch import Tensor
 
 

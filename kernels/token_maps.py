@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from steer_kernels import token_maps_gradient
-from steer_kernels.flash import LOG2E, dot, fold, head, nothing, sizes, tile
+from steer_kernels.flash import LOG2E, fold, gather, head, nothing, shares, sizes, tile
 from steer_kernels.heads import check, fits
 from steer_kernels.launch import Launch, blocks, jit, tl, wide
 from steer_kernels.operator import Operator
@@ -77,19 +77,18 @@ def _attend(
     query, key, value, out, peaks, totals, query_s, key_s, value_s, T, L, scale,
     D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    n, h = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
-    at, first = tl.program_id(0) * QUERIES, (n * tl.num_programs(1) + h) * T
+    n, h, at = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(0) * QUERIES
     q = tile(head(query, query_s, 0, n, h), query_s, at, T, QUERIES, D, WIDTH)
     acc, peak, total = nothing(QUERIES, WIDTH)
     acc, peak, total = fold(
-        acc, peak, total, q, head(key, key_s, 0, n, h), head(value, value_s, 0, n, h), key_s, value_s, 0, 1, 0, L,
-        None, 0, 0, 0, scale, D, WIDTH, KEYS,
+        acc, peak, total, q, tl.zeros((QUERIES,), tl.float32), head(key, key_s, 0, n, h), head(value, value_s, 0, n, h),
+        key_s, value_s, 0, 1, 0, L, scale, D, WIDTH, KEYS,
     )  # fmt: skip
     rows, d = at + tl.arange(0, QUERIES), tl.arange(0, WIDTH)
+    first = (n * tl.num_programs(1) + h) * T
     tl.store(peaks + first + rows, peak, mask=rows < T)
     tl.store(totals + first + rows, total, mask=rows < T)
-    inside = (rows < T)[:, None] & (d < D)[None, :]
-    place = first * D + rows[:, None] * D + d[None, :]
+    place, inside = (first + rows)[:, None] * D + d[None, :], (rows < T)[:, None] & (d < D)[None, :]
     tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
@@ -99,11 +98,68 @@ def _look(
     D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     n, at = tl.program_id(2).to(tl.int64), tl.program_id(0) * QUERIES
-    rows, chosen = at + tl.arange(0, QUERIES), tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    rows, c = at + tl.arange(0, QUERIES), tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    chosen = tl.load(tokens + c, mask=c < C, other=0)
     found = tl.zeros((QUERIES, KEYS), tl.float32)
     for h in range(0, H):
         q = tile(head(query, query_s, 0, n, h), query_s, at, T, QUERIES, D, WIDTH)
-        k = gather(head(key, key_s, 0, n, h), key_s, tokens, chosen, C, D, WIDTH)
-        found += shares(q, k, peaks, totals, (n * H + h) * T, rows, T, scale)
-    inside = (rows < T)[:, None] & (chosen < C)[None, :]
-    tl.store(maps + n * T * C + rows[:, None] * C + chosen[None, :], found / H, mask=inside)
+        k = gather(head(key, key_s, 0, n, h), key_s, chosen, c < C, D, WIDTH)
+        first = (n * H + h) * T
+        peak = tl.load(peaks + first + rows, mask=rows < T, other=0.0)
+        total = tl.load(totals + first + rows, mask=rows < T, other=1.0)
+        found += shares(q, k, peak, total, scale)
+    inside = (rows < T)[:, None] & (c < C)[None, :]
+    tl.store(maps + (n * T + rows)[:, None] * C + c[None, :], found / H, mask=inside)
+
+
+def plan(query: Tensor, key: Tensor, value: Tensor, tokens: list[int], scale: float) -> tuple[Any, list[Launch]]:
+    (n, heads, length, d), device = query.shape, query.device
+    out = torch.empty(query.shape, dtype=query.dtype, device=device)
+    state = torch.promote_types(query.dtype, torch.float32)
+    maps = torch.empty(n, length, len(tokens), dtype=state, device=device)
+    peaks, totals = (torch.empty(n, heads, length, dtype=state, device=device) for _ in range(2))
+    parts = {name: x[None] for name, x in (("query", query), ("key", key), ("value", value))}
+    strides = {f"{name}_s": x.stride() for name, x in parts.items()}
+    meta, warps, stages = sizes(d, query.dtype)
+    shared = {"peaks": peaks, "totals": totals, "T": length, "scale": scale * LOG2E}
+    attend = {**parts, **strides, **shared, "out": out, "L": key.shape[2]}
+    look = {name: {**parts, **strides}[name] for name in ("query", "key", "query_s", "key_s")} | shared
+    look |= {"tokens": torch.tensor(tokens, device=device), "maps": maps, "H": heads, "C": len(tokens)}
+    rows = blocks(length, meta["QUERIES"])
+    return (out, maps, peaks, totals), [
+        Launch(_attend, (rows, heads, n), attend, meta, warps, stages),
+        Launch(_look, (rows, blocks(len(tokens), meta["KEYS"]), n), look, meta, warps, stages),
+    ]
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    query, key, value, ctx.tokens, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, output[0], *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
+
+
+def _backward(ctx: Any, output: Tensor, maps: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *token_maps_gradient.OP(output, maps, *ctx.saved_tensors, ctx.tokens, ctx.scale), None, None
+
+
+OP = Operator(
+    __name__,
+    "(Tensor query, Tensor key, Tensor value, int[] tokens, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference,
+    plan,
+    fits=fits,
+    gradient=(_setup, _backward),
+)
+
+
+def bytes_moved(query: Tensor, key: Tensor, value: Tensor, tokens: list[int], scale: float) -> int:
+    """Queries twice, keys, values and chosen keys once, the output, the maps, and peak and total twice."""
+    n, heads, length, d = query.shape
+    chosen = n * heads * len(tokens) * d * key.element_size()
+    kept = n * length * (len(tokens) + 4 * heads) * 4
+    return 3 * size(query) + size(key) + size(value) + chosen + kept
+
+
+def flops(query: Tensor, key: Tensor, value: Tensor, tokens: list[int], scale: float) -> int:
+    """Multiplications and additions of the two products of attention, and of the chosen columns anew."""
+    return 2 * query.numel() * (2 * key.shape[2] + len(tokens))

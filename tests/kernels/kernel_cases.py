@@ -27,11 +27,13 @@ class Case:
     terms         inputs -> how many products the longest sum of an output has: see `tolerance`
     dtypes        what `inputs` and `typical` are made for
     mutations     (text of the kernel, its broken replacement), all memory-safe: each must be noticed in float32
+    parts         modules that hold its kernels, or part of them, beside `op`; each may import those before it
     typical       dtype -> inputs of real uses by name ("SD1.5", "SDXL", "FLUX"), on the meta device
     check         (op, inputs, found): raises AssertionError where the kernels' outputs are wrong, if more than the
                   agreement with `op.reference` of the inputs in float64 is to be said
     gradients     which inputs the kernels take gradients for
-    tensor_cores  whether the first kernel of a plan must multiply matrices on tensor cores
+    roundings     how often a gradient, and what it is made of, is rounded to the dtype
+    tensor_cores  whether the first kernel of a plan must multiply matrices on tensor cores, in half precision
     """
 
     op: ModuleType
@@ -42,7 +44,9 @@ class Case:
     typical: Callable[[torch.dtype], dict[str, Inputs]]
     check: Callable[[ModuleType, Inputs, Any], None] | None = None
     gradients: tuple[int, ...] = ()
+    roundings: int = 1
     tensor_cores: bool = False
+    parts: tuple[ModuleType, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,14 +64,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def tolerance(terms: int, output: torch.dtype) -> float:
+def tolerance(terms: int, output: torch.dtype, roundings: int = 1) -> float:
     """How far two correct results of a normalised sum of `terms` products may be apart.
 
     Kernel and reference read the same numbers, whatever their dtype; the kernel accumulates in float32 (unit roundoff
     2^-24). Any order of summation errs by at most `terms` 2^-24 relative to the norms; a dot, two half-weight norms and
-    what is done with them make 4; the result is rounded once more to its own dtype.
+    what is done with them make 4; the result, and for `roundings` > 1 what it is made of, is rounded to its own dtype.
     """
-    return 4 * terms * 2.0**-24 + torch.finfo(output).eps
+    return 4 * terms * 2.0**-24 + roundings * torch.finfo(output).eps
 
 
 def exact(inputs: Any) -> Any:
@@ -79,7 +83,7 @@ def exact(inputs: Any) -> Any:
     return tree_map(wide, inputs)
 
 
-def agree(found: Any, expected: Any, terms: int, scale: float | None = None) -> None:
+def agree(found: Any, expected: Any, terms: int, scale: float | None = None, roundings: int = 1) -> None:
     """Every tensor of `found` equals that of `expected`, floats within `tolerance(terms, its dtype)` times `scale`.
 
     scale  the largest magnitude in the expected tensor unless given. Infinities and NaN must be in the same places.
@@ -91,9 +95,8 @@ def agree(found: Any, expected: Any, terms: int, scale: float | None = None) -> 
             continue
         finite = want[want.isfinite()]
         size = scale if scale is not None else float(finite.abs().max()) if finite.numel() else 0.0
-        torch.testing.assert_close(
-            have.double(), want.double(), atol=size * tolerance(terms, have.dtype), rtol=0, equal_nan=True
-        )
+        atol = size * tolerance(terms, have.dtype, roundings)
+        torch.testing.assert_close(have.double(), want.double(), atol=atol, rtol=0, equal_nan=True)
 
 
 def gradients(op: Callable[..., Any], inputs: Inputs, wanted: tuple[int, ...]) -> list[Tensor]:

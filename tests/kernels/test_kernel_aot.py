@@ -25,7 +25,8 @@ def test_compiles_without_spills(case, dtype, size, target):
         assert found.spilled == 0, found
         assert found.shared <= SHARED_LIMIT[target], found
         assert 0 < found.registers <= 255, found
-        assert found.tensor_cores or not case.tensor_cores or k > 0, found
+        expected = case.tensor_cores and dtype != torch.float32 and k == 0
+        assert found.tensor_cores or not expected, found
 
 
 def test_a_spill_is_seen():

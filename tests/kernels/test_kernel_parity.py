@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import os
+import sys
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ def agrees(case, op, dtype, only=None):
             if case.gradients:
                 assert op.OP.serves(*inputs)
                 found = gradients(op.OP.registered, inputs, case.gradients)
-                agree(found, gradients(case.op.reference, exact(inputs), case.gradients), case.terms(*inputs))
+                expected = gradients(case.op.reference, exact(inputs), case.gradients)
+                agree(found, expected, case.terms(*inputs), roundings=case.roundings)
 
 
 PARITY = [
@@ -44,13 +46,16 @@ MUTATIONS = [pytest.param(case, *pair, id=f"{case.name}-{pair[0]}") for case in 
 
 
 @pytest.mark.parametrize(("case", "good", "bad"), MUTATIONS)
-def test_a_broken_kernel_is_caught(case, good, bad, tmp_path):
-    source = inspect.getsource(case.op)
-    assert source.count(good) == 1, "the mutated text must occur once in the kernel"
-    path = tmp_path / "mutant.py"
-    path.write_text(source.replace(good, bad))
-    spec = importlib.util.spec_from_file_location("mutant", path)  # its op is registered as steer::mutant
-    mutant = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutant)
+def test_a_broken_kernel_is_caught(case, good, bad, tmp_path, monkeypatch):
+    sources = {module: inspect.getsource(module) for module in (*case.parts, case.op)}
+    assert sum(text.count(good) for text in sources.values()) == 1, "the mutated text must occur once in the kernel"
+    for module, text in sources.items():
+        path = tmp_path / f"{module.__name__}.py"
+        path.write_text(text.replace(good, bad))
+        name = "mutant" if module is case.op else module.__name__  # its op is registered as steer::mutant
+        spec = importlib.util.spec_from_file_location(name, path)
+        mutant = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(mutant)
+        monkeypatch.setitem(sys.modules, name, mutant)  # what the modules after it import
     with pytest.raises(AssertionError):
         agrees(case, mutant, torch.float32)

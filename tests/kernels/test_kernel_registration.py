@@ -20,6 +20,12 @@ def first(case):
     return next(inputs for _, inputs in case.inputs(torch.float32))
 
 
+@pytest.fixture(autouse=True)
+def forgotten():
+    """torch.compile counts how often one function was compiled, over all cases."""
+    torch.compiler.reset()
+
+
 def fresh(inputs):
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
 

@@ -132,6 +132,12 @@ def _claimed(mode: _Edited) -> Iterator[None]:
             del _CLAIMS[id(mode.site.module)]
 
 
+def lone(ask: Ask) -> bool:
+    """Whether it asks for plain attention of as many heads, and no other edit of its site is at work."""
+    same = ask.key.shape[:2] == ask.query.shape[:2] and ask.value.shape == ask.key.shape
+    return same and ask.mask is None and not any(ask.rest.values()) and len(_CLAIMS.get(id(ask.site.module), ())) == 1
+
+
 @contextmanager
 def _under(mode: _Edited, module: nn.Module) -> Iterator[None]:
     """While active, the forward of one module runs under its mode."""

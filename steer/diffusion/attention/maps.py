@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from steer.diffusion.attention.attending import Ask, Attend
+from steer.diffusion.attention import kernels
+from steer.diffusion.attention.attending import Ask, Attend, lone
 
 
 def probabilities(ask: Ask, tokens: Sequence[int] | slice = slice(None)) -> Tensor:
@@ -25,6 +26,21 @@ def probabilities(ask: Ask, tokens: Sequence[int] | slice = slice(None)) -> Tens
         logits = logits.masked_fill(~ask.mask, -torch.inf) if ask.mask.dtype == torch.bool else logits + ask.mask
     words = logits[..., ask.words]
     return (words - logits.logsumexp(-1, keepdim=True)).exp()[..., tokens]
+
+
+def looked(ask: Ask, attend: Attend, tokens: Sequence[int] | slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """What the ask attends to, and the mean over heads of its `probabilities`, (rows, picture tokens, chosen tokens).
+
+    In one pass by a kernel that writes no other column, where steer_kernels has one for the ask.
+    """
+    words = range(ask.key.shape[-2])[ask.words]
+    chosen = words[tokens] if isinstance(tokens, slice) else [words[token] for token in tokens]
+    plain = chosen and len(set(chosen)) == len(chosen) and lone(ask)
+    if plain and (token_maps := kernels.kernel("token_maps", ask.query)) is not None:
+        output, maps = token_maps(ask.query, ask.key, ask.value, chosen, ask.scale)
+        return output, maps[:, ask.picture]
+    maps = probabilities(ask, tokens).mean(1)
+    return attend(ask), maps
 
 
 def grid(tokens: int, ratio: float = 1.0) -> tuple[int, int]:
@@ -53,10 +69,10 @@ class TokenMaps:
         self.found: dict[str, Tensor] = {}
 
     def __call__(self, ask: Ask, attend: Attend) -> Tensor:
-        found = probabilities(ask, self.tokens).mean(1)
+        output, found = looked(ask, attend, self.tokens)
         height, width = grid(found.shape[1], self.ratio)
         self.found[ask.site.name] = rearrange(found, "rows (h w) tokens -> rows tokens h w", h=height, w=width)
-        return attend(ask)
+        return output
 
     def mean(self, side: int | None = None) -> Tensor:
         """(rows, tokens, h, w): the mean over all sites, brought to the grid of height `side`; None: the finest one's.

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from steer.diffusion.attention import Ask, Attend, Site, attending, beside, grid, placed, sites
 from steer.diffusion.control import Controller, Denoiser
+from steer.diffusion.controllers.style.fused import fused, serves
 from steer.diffusion.controllers.style.rules import Rows, Rule
 from steer.diffusion.state import Level
 from steer.diffusion.trajectory import Trajectory
@@ -87,6 +88,9 @@ class Injected(Controller):
 
     def _edited(self, ask: Ask, attend: Attend, x: Tensor, own: slice, others: slice) -> Tensor:
         rows = Rows(placed(x).total, own, others, ask.picture)
+        if serves(self.rule, ask, rows):
+            inside = 1.0 if self.mask is None else over_tokens(self.mask, rows.mine(ask.query).shape[-2])[:, 0]
+            return fused(self.rule, ask, rows, self.strength * inside)
         (weight, first), *rest = self.rule(ask, rows)
         found = attend(first) if not rest else weight * attend(first)
         for weight, one in rest:
