@@ -91,7 +91,7 @@ def _mix(parts, plain, share, weights, out, share_s, N, H, T, D, SIZE, TERMS: tl
     at = share + row // N * share_s[0] + row % N * share_s[1] + cell // D % T * share_s[2]
     s = tl.load(at, mask=cell < SIZE, other=0.0)
     found = (1 - s) * tl.load(plain + cell, mask=(cell < SIZE) & (s != 1), other=0.0)
-    for m in tl.static_range(TERMS):
+    for m in tl.static_range(TERMS):  # type: ignore
         part = tl.load(parts + m * SIZE + cell, mask=(cell < SIZE) & (s != 0), other=0.0)
         found += s * tl.load(weights + m) * part
     tl.store(out + cell, found.to(out.dtype.element_ty), mask=cell < SIZE)
@@ -131,9 +131,9 @@ def launches(
     if strength is not None:
         plain = torch.empty(query.shape, device=device)
         rest = 1 - share
-        own = {"out": plain, "share": rest, "share_s": rest.stride(), "start": 0, "stop": key.shape[-2], "EACH": 0}
-        own |= {**dict.fromkeys(AFFINES), "content": None, "raw_start": 0, "raw_stop": 0, "scale": scale * LOG2E}
-        steps.append(Launch(_read, grid, {**args, **own}, meta, warps, stages))
+        bare: dict = {"out": plain, "share": rest, "share_s": rest.stride(), "start": 0, "stop": key.shape[-2]}
+        bare |= {"EACH": 0, **dict.fromkeys(AFFINES), "content": None, "raw_start": 0, "raw_stop": 0}
+        steps.append(Launch(_read, grid, {**args, **bare, "scale": scale * LOG2E}, meta, warps, stages))
     if not alone:
         mixed = {
             "parts": parts, "plain": parts if strength is None else plain, "share": share, "share_s": share.stride(),

@@ -113,8 +113,9 @@ def _systematic(
     else:
         u = tl.load(uniforms + row).to(tl.float64)
     largest = tl.max(weight, 0)
-    weight = tl.where(largest > float("-inf"), weight, tl.where(j == 0, 0.0, float("-inf")))
-    largest = tl.where(largest > float("-inf"), largest, 0.0)
+    possible = largest > float("-inf")  # type: ignore
+    weight = tl.where(possible, weight, tl.where(j == 0, 0.0, float("-inf")))
+    largest = tl.where(possible, largest, 0.0)
     p = tl.exp(weight.to(tl.float64) - largest.to(tl.float64))
     p = p / tl.sum(p, 0)
     reached = tl.where(j < n, tl.cumsum(p, 0), float("inf"))

@@ -95,7 +95,7 @@ def reference(
         )
         found = found + weight * attention(asking, keys, values, tau * scale)
     if strength is not None:
-        found = torch.lerp(attention(query, key, value, scale), found, strength.to(query)[..., None, :, None])
+        found = attention(query, key, value, scale).lerp(found, strength.to(query)[..., None, :, None])  # type: ignore
     return found.to(dtype)
 
 

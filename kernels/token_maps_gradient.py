@@ -23,7 +23,7 @@ from torch import Tensor
 def reference(
     g_output: Tensor, g_maps: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, peaks: Tensor,
     totals: Tensor, tokens: list[int], scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients by query, key and value, (rows, heads, tokens, d) each, in their dtype."""
     dtypes = [x.dtype for x in (query, key, value)]
     g_output, query, key, value = map(wide, (g_output, query, key, value))

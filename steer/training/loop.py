@@ -107,7 +107,7 @@ class _State:
                 nn.utils.clip_grad_norm_(list(self.handle.parameters.values()), self.run.clip)
             return torch.tensor([row["loss"] for row in rows]).mean()
 
-        self.optimiser.step(closure)
+        self.optimiser.step(closure)  # type: ignore
         self.step += 1
         means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         return {"step": self.step, **means, "seconds": time.perf_counter() - began}
