@@ -28,19 +28,18 @@ def probabilities(ask: Ask, tokens: Sequence[int] | slice = slice(None)) -> Tens
     return (words - logits.logsumexp(-1, keepdim=True)).exp()[..., tokens]
 
 
-def looked(ask: Ask, attend: Attend, tokens: Sequence[int] | slice = slice(None)) -> tuple[Tensor, Tensor]:
-    """What the ask attends to, and the mean over heads of its `probabilities`, (rows, picture tokens, chosen tokens).
+def looked(ask: Ask, tokens: Sequence[int] | slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+    """The mean over heads of the ask's `probabilities`, (rows, picture tokens, chosen tokens), and what it attends to.
 
-    In one pass by a kernel that writes no other column, where steer_kernels has one for the ask.
+    The latter where steer_kernels has one that makes both in one pass and writes no other column; else None.
     """
     words = range(ask.key.shape[-2])[ask.words]
     chosen = words[tokens] if isinstance(tokens, slice) else [words[token] for token in tokens]
     plain = chosen and len(set(chosen)) == len(chosen) and lone(ask)
     if plain and (token_maps := kernels.kernel("token_maps", ask.query)) is not None:
         output, maps = token_maps(ask.query, ask.key, ask.value, chosen, ask.scale)
-        return output, maps[:, ask.picture]
-    maps = probabilities(ask, tokens).mean(1)
-    return attend(ask), maps
+        return maps[:, ask.picture], output
+    return probabilities(ask, tokens).mean(1), None
 
 
 def grid(tokens: int, ratio: float = 1.0) -> tuple[int, int]:
@@ -69,10 +68,10 @@ class TokenMaps:
         self.found: dict[str, Tensor] = {}
 
     def __call__(self, ask: Ask, attend: Attend) -> Tensor:
-        output, found = looked(ask, attend, self.tokens)
+        found, output = looked(ask, self.tokens)
         height, width = grid(found.shape[1], self.ratio)
         self.found[ask.site.name] = rearrange(found, "rows (h w) tokens -> rows tokens h w", h=height, w=width)
-        return output
+        return attend(ask) if output is None else output  # only now: the next edit of a site may read what was found
 
     def mean(self, side: int | None = None) -> Tensor:
         """(rows, tokens, h, w): the mean over all sites, brought to the grid of height `side`; None: the finest one's.

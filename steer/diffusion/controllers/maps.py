@@ -106,9 +106,9 @@ class Maps(Controller):
         """Keeps the maps of the first call that reaches a site: guidance may ask once more, with a weaker network."""
         height, width = grid(ask.query[..., ask.picture, :].shape[-2], self.ratio)
         if ask.site.name not in self._call and height in (self.sides or (height,)):
-            output, shares = looked(ask, attend, slice(None) if self.tokens is None else self.tokens)
+            shares, output = looked(ask, slice(None) if self.tokens is None else self.tokens)
             maps = rearrange(shares.detach(), "rows (h w) tokens -> rows tokens h w", h=height, w=width)
             branches = groups(maps, placed(x).total)
             self._call[ask.site.name] = branches[min(1, len(branches) - 1)]  # unconditional first, if it is there
-            return output
+            return attend(ask) if output is None else output
         return attend(ask)
