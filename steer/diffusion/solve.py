@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from steer_kernels import serving
 from torch import Tensor
 
 from steer.diffusion.state import Level, State
@@ -39,10 +40,17 @@ def noise_scale(level: Level, to: Level, eta: float = 1.0) -> float:
 def transition(x: Tensor, x0: Tensor, level: Level, to: Level, scale: float, noise: Tensor | None) -> Tensor:
     """x' = alpha' x0 + sqrt(sigma'^2 - scale^2) eps + scale noise, with eps = (x - alpha x0) / sigma.
 
-    DDIM with an eta dial (arXiv 2010.02502, eq. 12), written for any (alpha, sigma).
+    DDIM with an eta dial (arXiv 2010.02502, eq. 12), written for any (alpha, sigma). Without noise: the mean of x'.
+    On a GPU by one kernel, in float32 until x' is rounded, where all are of one shape and of a dtype that it takes.
     """
-    eps = (x - level.alpha * x0) / level.sigma
-    moved = to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - scale**2)) * eps
+    kept = math.sqrt(max(0.0, to.sigma**2 - scale**2))
+    alike = all(given.shape == x.shape and given.dtype == x.dtype for given in (x0, noise) if given is not None)
+    if alike and serving.kernel("transition", x, x0) is not None:
+        from steer_kernels.transition import OP  # imports Triton
+
+        a, drawn = kept / level.sigma, 0.0 if noise is None else scale
+        return OP(x, x0, None, noise, None, None, 1.0, a, to.alpha - a * level.alpha, drawn, 0, 0)
+    moved = to.alpha * x0 + kept * ((x - level.alpha * x0) / level.sigma)
     return moved if noise is None else moved + scale * noise
 
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from methods.guidance_toys import same
+from steer_kernels import serving
 from test_attention import FAMILIES
 from test_attention import made as called
 from test_style import every, made
 
-from steer.diffusion import attention
 from steer.diffusion.attention import TokenMaps, attending, sites
 from steer.diffusion.controllers import style
 from steer.diffusion.controllers.style import core, fused
@@ -29,9 +29,9 @@ class Serving:
 
 @pytest.fixture
 def kernels(monkeypatch):
-    serving = Serving()
-    monkeypatch.setattr(attention.kernels, "kernel", serving)
-    return serving
+    asking = Serving()
+    monkeypatch.setattr(serving, "kernel", asking)
+    return asking
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_models import made, text_model, tokenizer
+from torch import nn
 
 from steer.language.data import Pair
 from steer.language.grains.attribute import attribute
@@ -62,6 +63,18 @@ def test_kernels_without_a_backward_are_refused(broken):
     with pytest.raises(ValueError, match="occlusion"):
         attribute(model, tokenizer(), SHORT, steps=2)
     assert attribute(model, tokenizer(), SHORT, "occlusion").scores.abs().sum() > 0
+
+
+@pytest.mark.parametrize("part", ["", "mlp", "self_attn", "lm_head"])
+@pytest.mark.filterwarnings("ignore:.*deprecat")
+def test_int8_layers_are_refused(part):
+    """torch's own have no backward, and where only some are quantised some gradient still flows, not its own."""
+    model = made(type(llama()), llama().config, torch.float32)
+    linear = {name for name, module in model.named_modules() if type(module) is nn.Linear and part in name}
+    quantised = torch.ao.quantization.quantize_dynamic(model, linear, dtype=torch.qint8)
+    with pytest.raises(ValueError, match="quantised"):
+        attribute(quantised, tokenizer(), SHORT, steps=2)
+    assert attribute(quantised, tokenizer(), SHORT, "occlusion").scores.abs().sum() > 0
 
 
 def test_a_quantiser_that_cannot_train_is_refused():

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
+from steer_kernels import serving
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from steer.diffusion.attention import kernels
 from steer.diffusion.attention.attending import Ask, Attend, lone
 
 
@@ -36,7 +36,7 @@ def looked(ask: Ask, tokens: Sequence[int] | slice = slice(None)) -> tuple[Tenso
     words = range(ask.key.shape[-2])[ask.words]
     chosen = words[tokens] if isinstance(tokens, slice) else [words[token] for token in tokens]
     plain = chosen and len(set(chosen)) == len(chosen) and lone(ask)
-    if plain and (token_maps := kernels.kernel("token_maps", ask.query)) is not None:
+    if plain and (token_maps := serving.kernel("token_maps", ask.query)) is not None:
         output, maps = token_maps(ask.query, ask.key, ask.value, chosen, ask.scale)
         return maps[:, ask.picture], output
     return probabilities(ask, tokens).mean(1), None

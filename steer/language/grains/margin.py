@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -204,12 +205,15 @@ def _slope(scored: Scored, points: Tensor) -> Tensor:
     points = points.requires_grad_()
     with torch.enable_grad():
         values = scored(points)
-    if not values.requires_grad:
-        raise ValueError(f"no gradient reaches the embeddings of this model: {cure}")
     try:
-        return torch.autograd.grad(values.sum(), points)[0]
-    except NotImplementedError as error:
+        with warnings.catch_warnings():  # torch only warns of these, and gives the gradient of what lies beside them
+            warnings.filterwarnings("error", ".*autograd kernel was not registered")
+            slope = torch.autograd.grad(values.sum(), points, allow_unused=True)[0] if values.requires_grad else None
+    except (NotImplementedError, UserWarning) as error:
         raise ValueError(f"no gradient passes through this model: {cure}") from error
+    if slope is None:
+        raise ValueError(f"no gradient reaches the embeddings of this model: {cure}")
+    return slope
 
 
 def fitting(model: Any, scored: Sequence[Scored], size: int) -> int:

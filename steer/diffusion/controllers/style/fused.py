@@ -6,9 +6,10 @@ Rows that stay as they are, and tokens of text, have strength 0 and get plain at
 from __future__ import annotations
 
 import torch
+from steer_kernels import serving
 from torch import Tensor
 
-from steer.diffusion.attention import Ask, groups, kernels, lone
+from steer.diffusion.attention import Ask, groups, lone
 from steer.diffusion.controllers.style.rules import Rows, Rule, Shared, Swap
 from steer.transfer.statistics import moments
 
@@ -24,7 +25,7 @@ def serves(rule: Rule, ask: Ask, rows: Rows) -> bool:
     parts = (ask.query, ask.key, ask.value)
     graded = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     plain = known and not graded and lone(ask)
-    return plain and kernels.kernel("swap_attention", groups(ask.query, rows.size)) is not None  # as the other's do
+    return plain and serving.kernel("swap_attention", groups(ask.query, rows.size)) is not None  # as the other's do
 
 
 def fused(rule: Rule, ask: Ask, rows: Rows, dial: float | Tensor) -> Tensor:
