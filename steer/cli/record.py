@@ -34,8 +34,15 @@ def origin() -> dict[str, Any]:
 
 def config(command: Any) -> dict[str, Any]:
     """The dataclass of a command as a row: its name and its options."""
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(command).items()}
+    options = {name: _plain(value) for name, value in asdict(command).items()}
     return {"command": type(command).__name__.lower(), **options}
+
+
+def _plain(value: Any) -> Any:
+    """Paths by their names."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return str(value) if isinstance(value, Path) else value
 
 
 class Rows:

@@ -37,4 +37,4 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
         drawn.add_column(column, justify="left" if column in TEXT else "right")
     for row in rows:
         drawn.add_row(*row)
-    console.print(drawn)
+    console.print(drawn, markup=False)  # a column may be called [a - b] / 2

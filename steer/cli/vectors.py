@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, subcommand
 
+from steer.cli.suite import Suite
 from steer.cli.sweep import Sweep
 
 
@@ -157,6 +158,7 @@ class Vectors:
         | Annotated[Show, subcommand("show", prefix_name=False)]
         | Annotated[Compare, subcommand("compare", prefix_name=False)]
         | Annotated[Sweep, subcommand("sweep", prefix_name=False)]
+        | Annotated[Suite, subcommand("suite", prefix_name=False)]
     )
 
     def run(self) -> None:

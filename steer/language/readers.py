@@ -71,8 +71,8 @@ def _opened(path: str | Path, source: str) -> Any:
     return Path(path).open(encoding="utf-8", newline="")
 
 
-def split(pairs: Sequence[Pair], sizes: Sequence[int], seed: int = 0, balanced: bool = False) -> tuple[list[Pair], ...]:
-    """Disjoint parts of the given sizes, the same on every machine.
+def split(pairs: Sequence[Any], sizes: Sequence[int], seed: int = 0, balanced: bool = False) -> tuple[list[Any], ...]:
+    """Disjoint parts of pairs or choices of the given sizes, the same on every machine.
 
     Pairs are put in the order of a hash of their content and of `seed`; of pairs with the same prompt and image one is
     used, so no question is in two parts. balanced: as many of each positive response (half " Yes", half " No").
@@ -94,7 +94,7 @@ def split(pairs: Sequence[Pair], sizes: Sequence[int], seed: int = 0, balanced: 
     return tuple(order[end - size : end] for size, end in zip(sizes, ends))
 
 
-def _key(pair: Pair, *salt: int) -> bytes:
+def _key(pair: Pair | Choices, *salt: int) -> bytes:
     digest = blake2b(repr((*salt, pair.prompt)).encode(), digest_size=16)
     if pair.image is not None:
         import numpy as np

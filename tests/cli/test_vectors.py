@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_models
 
-from steer.cli import main
+from steer.cli import main, suite
 from steer.language import files
 
 PAIRS = [{"prompt": f"Is the {a} {b}?", "positive": " Yes", "negative": " No"} for a in ("cat", "dog") for b in "abcde"]
@@ -79,6 +79,21 @@ def test_a_sweep_is_drawn_and_recorded(model, pairs, vector, tmp_path, capsys):
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
+def test_the_suite_sets_every_measure_beside_the_plain_model(model, pairs, vector, tmp_path, capsys):
+    pytest.importorskip("vaderSentiment")
+    csv = tmp_path / "choices.csv"
+    header = "Question,Best Answer,Best Incorrect Answer,Incorrect Answers\n"
+    csv.write_text(header + "".join(f"Is the {a} red?,Yes,No,No; A cat\n" for a in ("cat", "dog", "sun")))
+    args = ["--model", model, "--questions", "3", "--tokens", "3", "--prompts", "Is it?", "Is she?"]
+    main(["vectors", "suite", vector, str(csv), pairs, *args, "--strengths", "0", "4", "--out", str(tmp_path / "out")])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [row["measure"] for row in rows[::2]] == ["choices", "pairs", suite.SENTIMENT, suite.NEUTRAL]
+    assert all(row["difference"] == "0.000 [0.000, 0.000]" for row in rows[::2])  # strength 0 is the model
+    agreement, neutral = rows[3], rows[7]
+    assert agreement["steered"] == "1.000"  # it was fitted to say Yes
+    assert neutral["difference"] != "0.000 [0.000, 0.000]"
+
+
 def test_chat_answers_and_turns_the_dial(model, vector, monkeypatch, capsys):
     said = iter(["Is it red?", "/strength 0.3", "/strength much", "Is it blue?", ""])
     asked = []
@@ -98,6 +113,8 @@ def test_chat_answers_and_turns_the_dial(model, vector, monkeypatch, capsys):
         (("vectors", "apply", "{vector}"), "no prompts"),
         (("vectors", "apply", "{vector}", "Hello", "--sites", "7"), "sites ['7']"),
         (("vectors", "compare", "{vector}"), "at least two"),
+        (("vectors", "suite", "{vector}", "{pairs}", "--prompts", "one"), "two prompts for an interval"),
+        (("vectors", "suite", "{vector}", "{pairs}", "--questions", "50"), "ask for fewer"),
         (("vectors", "show", "v.bin"), "ends in one of"),
         (("chat", "--model", "nothing"), "no folder and no hub id"),
     ],
