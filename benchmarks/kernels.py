@@ -23,6 +23,7 @@ from steer_kernels import resample, shared_attention, swap_attention, transition
 from steer_kernels.launch import run, triton
 from steer_kernels.traffic import torch_cost
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map
 
@@ -55,12 +56,12 @@ RANDOM = {"philox": words, "resample": resampled, "transition": stepped}
 """Compositions that draw: op -> function of its inputs."""
 
 
-def by_sdpa(module: ModuleType) -> Callable[..., Any]:
-    """The composition with torch's own attention in the inputs' dtype, which holds no probabilities either."""
+def by(fast: Callable[..., Any], module: ModuleType) -> Callable[..., Any]:
+    """The composition with an attention of torch's in the inputs' dtype, which holds no probabilities either."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        heads = (part.flatten(0, -4) for part in (query, key, value))  # its fast kernels take four axes
-        return scaled_dot_product_attention(*heads, scale=scale).view(*query.shape[:-1], value.shape[-1])
+        heads = (part.flatten(0, -4) for part in (query, key, value))  # it takes four axes
+        return fast(*heads, scale=scale).view(*query.shape[:-1], value.shape[-1])
 
     def way(*inputs: Any) -> Any:
         with patch.multiple(module, attention=attention, wide=lambda x: x):
@@ -69,8 +70,9 @@ def by_sdpa(module: ModuleType) -> Callable[..., Any]:
     return way
 
 
+FAST = {"sdpa": scaled_dot_product_attention, "flex": torch.compile(flex_attention, dynamic=False)}
 RIVALS = {
-    name: {"sdpa": by_sdpa(module)}
+    name: {way: by(fast, module) for way, fast in FAST.items()}
     for name, module in (("swap_attention", swap_attention), ("shared_attention", shared_attention))
 }
 """Other ways to an op's outputs: op -> name -> function of its inputs."""
@@ -116,6 +118,7 @@ def times() -> Iterator[dict[str, Any]]:
     """
     torch.manual_seed(0)
     for case, size, inputs in sizes():
+        torch.compiler.reset()  # it counts how often one function was compiled, over all sizes, and gives up at some
         inputs = tree_map(real, inputs)
         composed = RANDOM.get(case.name, case.op.reference)
         ways = {"triton": lambda *given, op=case.op: run(op.plan(*given)), **RIVALS.get(case.name, {})}

@@ -50,7 +50,8 @@ def transition(x: Tensor, x0: Tensor, level: Level, to: Level, scale: float, noi
 
         a, drawn = kept / level.sigma, 0.0 if noise is None else scale
         return OP(x, x0, None, noise, None, None, 1.0, a, to.alpha - a * level.alpha, drawn, 0, 0)
-    moved = to.alpha * x0 + kept * ((x - level.alpha * x0) / level.sigma)
+    eps = (x - level.alpha * x0) / level.sigma
+    moved = to.alpha * x0 + kept * eps
     return moved if noise is None else moved + scale * noise
 
 

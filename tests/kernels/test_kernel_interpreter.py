@@ -1,4 +1,4 @@
-"""Runs test_kernel_parity.py where kernels are interpreted on the CPU, so that it needs no GPU."""
+"""Runs what is said of kernels where they are interpreted on the CPU, so that it needs no GPU."""
 
 import os
 import re
@@ -12,8 +12,9 @@ from all_cases import CASES
 pytest.importorskip("triton")
 
 
-def test_kernels_agree_with_their_references_under_the_interpreter():
-    file = Path(__file__).with_name("test_kernel_parity.py")
+def passed(name):
+    """How many tests of a file pass in Triton's interpreter, where none fails."""
+    file = Path(__file__).with_name(name)
     child = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(file)],
         cwd=file.parents[2],
@@ -22,5 +23,13 @@ def test_kernels_agree_with_their_references_under_the_interpreter():
         text=True,
     )
     assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
+    return int(re.search(r"(\d+) passed", child.stdout)[1])
+
+
+def test_kernels_agree_with_their_references_under_the_interpreter():
     expected = sum(len(case.mutations) + sum(len(list(case.inputs(dtype))) for dtype in case.dtypes) for case in CASES)
-    assert re.search(r"(\d+) passed", child.stdout)[1] == str(expected), child.stdout[-2000:]
+    assert passed("test_kernel_parity.py") == expected
+
+
+def test_the_step_by_kernels_is_the_step_under_the_interpreter():
+    assert passed("test_kernel_step.py") > 0
