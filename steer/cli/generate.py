@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,8 @@ class Generate:
     prompt: Positional[str]
     model: str = "emoji"
     """a folder or hub id of a diffusers pipeline, or `emoji`, the embedded one"""
+    tuned: Path | None = None
+    """a folder of steer train: what the model has learnt there is put on it first"""
     control: Literal["code", "best-of-n", "none"] = "code"
     reward: str = "clip"
     """one reward, or several joined by commas: clip, compressibility, sharpness, colour:red, style:noto, edges:FILE"""
@@ -74,6 +77,8 @@ class Generate:
 
         pipe = steer.load(self.model)
         pipe.set_progress_bar_config(disable=True)
+        if self.tuned is not None:
+            put(self.tuned, pipe)
         with show.bars() as bars:
             task = bars.add_task(f"{self.control} on {self.model}", total=self.steps)
 
@@ -107,3 +112,21 @@ class Generate:
         sheet = contact_sheet(list(candidates.pictures.flatten(0, 1)), columns=self.n, captions=labels)
         save_png(sheet, out / "candidates.png")
         save_png(lineage_tree(output.trace, image=0, title=self.prompt), out / "lineage.png")
+
+
+def put(folder: Path, pipe: Any) -> None:
+    """Put what `steer train` wrote to a folder on a pipeline. Raises ValueError as `load` does."""
+    from steer.training.export import load
+    from steer.training.methods import method
+
+    path, parametrise, hint = folder / "run.json", None, ""
+    try:
+        if path.is_file():
+            run = json.loads(path.read_text())
+            parametrise = method(run["method"], **run["dials"]).phases[0].parametrise
+            hint = f" It was trained with --model {run['model'] or 'emoji'}."
+        load(folder, pipe, parametrise)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}.") from error
+    except ValueError as error:
+        raise ValueError(f"{error}{hint}") from error

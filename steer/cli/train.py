@@ -23,7 +23,7 @@ class Train:
     """Fine-tune a diffusion pipeline or a language model; a run that was stopped goes on from its folder.
 
     Writes checkpoints, what was learnt as safetensors, the curves, and a row to OUT; at the end it compares the model
-    with itself before, on prompts that it was not trained on.
+    with itself before, on prompts that it was not trained on. `steer generate --tuned OUT` makes pictures with it.
     Examples: steer train --list, steer train draft_k --dial k=1 --reward clip --steps 50,
     steer train grpo --prompts questions.txt --reward vader, steer train dft --examples answers.jsonl
     """

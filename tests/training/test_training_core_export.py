@@ -1,4 +1,4 @@
-"""What was learnt, written to files and read by the libraries whose formats they have."""
+"""What was learnt, written to files, read by the libraries whose formats they have, and put back on a fresh model."""
 
 import pytest
 import tiny
@@ -13,8 +13,8 @@ from text_toys import task
 from steer.training import own
 from steer.training.diffusion.adapters import lora
 from steer.training.diffusion.task import DiffusionTask
-from steer.training.export import export
-from steer.training.weights import attach
+from steer.training.export import export, load
+from steer.training.weights import attach, starts
 from steer.training.weights.difference import Difference
 from steer.training.weights.methods import diablo
 
@@ -74,3 +74,61 @@ def test_any_other_parametrisation_keeps_its_trained_values(tmp_path):
     path = export(handle, base, tmp_path)
     assert path.name == "trained.safetensors"
     assert same(load_file(path), handle.weights())
+
+
+def corda(one):
+    return starts.corda("ipm", 2, 2, ("q_proj",), 4, 0)(one)
+
+
+def unscaled(one):
+    return attach.scaling(("k_proj",), ("down_proj",))(one)
+
+
+def queries(one):
+    return own(one.model, lambda name, parameter: "q_proj" in name)
+
+
+@pytest.mark.parametrize("parametrise", [attach.lora(2, 8.0), attach.rotated(4), unscaled, corda, queries])
+def test_what_was_exported_goes_on_a_fresh_model_and_off_again_bit_for_bit(parametrise, tmp_path):
+    """An adapter that took a part of the base, as CorDA's, comes as a difference of both together."""
+    one, other, ids = task(), task(), tiny_models.tokens(2, 5)["input_ids"]
+    base = base_of(one.model)
+    path = export(stirred(parametrise(one)), base, tmp_path)
+    assert path.name == ("difference" if parametrise in (corda, queries) else "adapter_model") + ".safetensors"
+    handle = load(tmp_path, other.model)
+    wanted = one.model(ids).logits
+    torch.testing.assert_close(other.model(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(wanted, task().model(ids).logits, atol=0.1)
+    with handle.using(handle.start):
+        torch.testing.assert_close(other.model(ids).logits, task().model(ids).logits)
+    handle.detach()
+    assert same(base_of(other.model), base)
+
+
+def test_a_second_adapter_goes_on_where_the_first_is_merged(tmp_path):
+    one = task()
+    base = base_of(one.model)
+    export(stirred(attach.lora(2, 8.0)(one)), base, tmp_path)
+    other = task()
+    handle = load(tmp_path, other.model)
+    with pytest.raises(ValueError, match="merge the one that is there"):
+        load(tmp_path, other.model)
+    handle.merge()
+    load(tmp_path, other.model)
+
+
+@pytest.mark.parametrize("parametrise", [attach.lora(2, 8.0, ("q_proj",)), queries])
+def test_what_another_model_learnt_is_refused_and_leaves_nothing(parametrise, tmp_path):
+    one, other = task(), task("gpt2")
+    export(stirred(parametrise(one)), base_of(task().model), tmp_path)
+    before = dict(other.model.state_dict())
+    with pytest.raises(ValueError, match="does not go on this GPT2LMHeadModel"):
+        load(tmp_path, other.model)
+    assert same(dict(other.model.state_dict()), before)
+
+
+def test_values_of_an_own_parametrisation_ask_for_their_method(tmp_path):
+    one = task()
+    export(stirred(diablo(blocks=4).phases[0].parametrise(one)), base_of(task().model), tmp_path)
+    with pytest.raises(ValueError, match="pass its parametrise"):
+        load(tmp_path, task().model)
