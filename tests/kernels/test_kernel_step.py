@@ -88,11 +88,11 @@ def test_what_the_kernel_does_not_take_is_done_as_before(kernels):
     level, to = vp(4)[1:3]
     (x, x0, noise), double, scale = three(torch.float16, 2, 6), three(torch.float64, 2, 6), 0.3
     odd = [(x, x0.float(), noise), (x, x0, noise.double()), double, (x, x0[:1], noise), (x, x0, noise[:1])]
-    for given in odd:
+    for x, x0, noise in odd:
         kernels.on = True
-        found = solve.transition(*given[:2], level, to, scale, given[2])
+        found = solve.transition(x, x0, level, to, scale, noise)
         kernels.on = False
-        expected = solve.transition(*given[:2], level, to, scale, given[2])
+        expected = solve.transition(x, x0, level, to, scale, noise)
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
     assert kernels.served == 0

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from tiny_models import tokenizer
 from steer.cli.record import Rows
 from steer.language.data import Pair
 
-sys.path.append(str(Path(__file__).parents[2]))  # benchmarks are no part of the package
 forms, grains, grains_runs, persona, persona_methods = (
     import_module(f"benchmarks.{name}") for name in ("forms", "grains", "grains_runs", "persona", "persona_methods")
 )

@@ -1,10 +1,8 @@
 """benchmarks.vlm runs at a small size on a tiny model, resumes, and says what it found."""
 
 import json
-import sys
 from copy import deepcopy
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from steer.zoo import vlm
 from steer.zoo.data import RELATIONS, STYLES, glyphs, rgba, scene
 from steer.zoo.questions import grouped, presence
 
-sys.path.append(str(Path(__file__).parents[2]))  # benchmarks are no part of the package
 bench, methods, runs = (import_module(f"benchmarks.{name}") for name in ("vlm", "vlm_methods", "vlm_runs"))
 
 
