@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from steer.language.data import Encoded, Pair, joined, language, whole
+from steer.language.data import Choices, Encoded, Pair, joined, language, whole
 from steer.language.decode import plain
 from steer.language.decode.ledger import Ledger
 from steer.language.scoring import answer_logits, answered, matched, usable
@@ -28,13 +29,25 @@ class Example:
     answer: str
     image: Any = field(default=None, repr=False)
 
+    @property
+    def options(self) -> tuple[str]:
+        return (self.answer,)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn(Encoded):
+    """Examples of a task with their answers; index (rows,) says which they are."""
+
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
 
 @dataclass(eq=False)
 class TextTask:
     """A causal language model under training.
 
     model     of transformers; its tokenizer pads on either side
-    examples  prompts with answers; of a `Pair` the positive one is learnt
+    examples  prompts with answers; of a `Pair` the positive one is learnt, of `Choices` the first; the others are for
+              methods that learn from wrong answers too (`t_few`)
     prompts   to answer under the reward; those of the examples, if none are given
     reward    of answers, as a `steer.rewards.text.TextReward`
     tokens    the longest answer that is sampled
@@ -47,7 +60,7 @@ class TextTask:
 
     model: Any
     tokenizer: Any
-    examples: Sequence[Example | Pair] = ()
+    examples: Sequence[Example | Pair | Choices] = ()
     prompts: Sequence[str] = ()
     reward: Reward | None = None
     tokens: int = 32
@@ -61,10 +74,25 @@ class TextTask:
         if not self.prompts:
             raise ValueError("a text task without examples and prompts: expected at least one of either.")
         if self.examples:
-            stop = language(self.tokenizer).eos_token or "" if self.end else ""
-            answers = [one.positive if isinstance(one, Pair) else one.answer for one in self.examples]
-            self.encoded = answered(self.tokenizer, self.examples, [answer + stop for answer in answers])
-            usable(self.model, self.encoded)
+            self.encoded = self._encoded([(one, one.options[0]) for one in self.examples])
+
+    def _encoded(self, answers: Sequence[tuple[Example | Pair | Choices, str]]) -> Encoded:
+        stop = language(self.tokenizer).eos_token or "" if self.end else ""
+        asked, said = zip(*answers)
+        rows = answered(self.tokenizer, asked, [answer + stop for answer in said])
+        usable(self.model, rows)
+        return rows
+
+    @cached_property
+    def options(self) -> tuple[Encoded, Tensor]:
+        """All answers of all examples, right and wrong, and how many each example has (n,).
+
+        Raises ValueError where none has a wrong one.
+        """
+        sizes = torch.tensor([len(one.options) for one in self.examples])
+        if not (sizes > 1).any():
+            raise ValueError("this method learns from wrong answers too; give examples as Pair or Choices.")
+        return self._encoded([(one, option) for one in self.examples for option in one.options]), sizes
 
     @property
     def rows(self) -> Encoded:
@@ -73,10 +101,11 @@ class TextTask:
             raise ValueError("this method learns from answers; pass TextTask(..., examples=[Example(prompt, answer)]).")
         return self.encoded
 
-    def batch(self, generator: Generator, size: int, among: Tensor | None = None) -> Encoded:
+    def batch(self, generator: Generator, size: int, among: Tensor | None = None) -> Drawn:
         """Different examples, drawn from all or from some; as many as there are, if there are fewer than `size`."""
         pool = torch.arange(len(self.rows)) if among is None else among
-        return self.rows.take(pool[torch.randperm(len(pool), generator=generator)[:size]])
+        index = pool[torch.randperm(len(pool), generator=generator)[:size]]
+        return Drawn(**vars(self.rows.take(index)), index=index)
 
     def loss(self, model: Any, batch: Encoded) -> Tensor:
         """Mean cross-entropy of the answers' tokens."""
@@ -86,6 +115,20 @@ class TextTask:
     def logits(self, model: Any, batch: Encoded) -> Tensor:
         """(tokens, vocabulary) that predict the answers' tokens."""
         return self.answers(batch, model)[0]
+
+    def choices(self, model: Any, batch: Drawn) -> tuple[Tensor, Tensor, Tensor]:
+        """log p (b, choices, tokens) of each answer's tokens, which of them there are (the same shape), and the number
+        of the right answer (b,), 0: what T-Few's losses take. Raises ValueError where no example has a wrong answer."""
+        every, sizes = self.options
+        first, sizes = (sizes.cumsum(0) - sizes)[batch.index], sizes[batch.index]
+        there = torch.arange(int(sizes.max())) < sizes[:, None]
+        rows = every.take((first[:, None] + torch.arange(there.shape[1]))[there])
+        logits, ids, _ = self.answers(rows, model)
+        counts = there.new_zeros(*there.shape, int(rows.answer.sum(1).max()))
+        counts[there] = torch.arange(counts.shape[-1]) < rows.answer.sum(1)[:, None]
+        counts = counts.to(logits.device)
+        logp = logits.new_zeros(counts.shape).masked_scatter(counts, -F.cross_entropy(logits, ids, reduction="none"))
+        return logp, counts, torch.zeros(len(sizes), dtype=torch.long, device=logits.device)
 
     def answers(self, batch: Encoded, model: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the answers' tokens, the tokens, and the row of each, as `answer_logits`; counted."""
