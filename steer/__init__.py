@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from steer import rewards, transfer
+from steer import rewards
 from steer.diffusion import attention
 from steer.diffusion.control import Controller, chain, during
 from steer.diffusion.controllers import (
@@ -14,18 +14,13 @@ from steer.diffusion.controllers import (
     beam,
     best_of_n,
     code,
-    compose,
-    edit,
     fk,
     funnel,
-    gradients,
-    guidance,
     halving,
     noise_search,
     paths,
     rollover,
     smc,
-    style,
     svdd,
 )
 from steer.diffusion.loop import finished, sample
@@ -35,7 +30,12 @@ from steer.diffusion.trajectory import Trajectory
 from steer.zoo import load
 
 if TYPE_CHECKING:
-    from steer import language, training
+    from steer import language, training, transfer
+    from steer.diffusion.controllers import compose, edit, gradients, guidance, style
+
+LATER = {name: f"steer.{name}" for name in ("language", "training", "transfer")}
+LATER |= {name: f"steer.diffusion.controllers.{name}" for name in ("compose", "edit", "gradients", "guidance", "style")}
+"""Imported when they are first named: few programs need all of them."""
 
 try:
     __version__ = version("steer")
@@ -84,7 +84,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The language wing and the training module are imported when they are first named: pictures do not need them."""
-    if name in ("language", "training"):
-        return import_module(f"steer.{name}")
+    if name in LATER:
+        return import_module(LATER[name])
     raise AttributeError(f"module 'steer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATER})

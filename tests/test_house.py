@@ -116,26 +116,25 @@ def test_imports_are_read(tmp_path, monkeypatch):
 HEAVY = ("diffusers", "transformers", "open_clip", "captum", "peft", "matplotlib", "scipy", "torchvision")
 PROBE = """
 import sys, time
-started = time.process_time()
 import torch
 began = time.process_time()
 import steer
-print((time.process_time() - began) / (began - started), *(m for m in {heavy} if m in sys.modules))
+print(time.process_time() - began, *(m for m in {heavy} if m in sys.modules))
 """
 
 
 def imported() -> tuple[float, list[str]]:
-    """What `import steer` adds to torch in a fresh interpreter: a share of torch's own time, and heavy libraries."""
+    """What `import steer` adds to torch in a fresh interpreter: seconds of its processor, and heavy libraries."""
     command = [sys.executable, "-c", PROBE.format(heavy=HEAVY)]
-    share, *brought = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
-    return float(share), brought
+    seconds, *brought = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    return float(seconds), brought
 
 
 def test_import_is_light():
-    """Processor time beside torch's in the same process, since a busy machine stretches both; median of three runs."""
+    """Median of three runs; processor time, since a busy machine stretches the other kind."""
     runs = [imported() for _ in range(3)]
     assert [brought for _, brought in runs] == [[], [], []]
-    assert statistics.median(share for share, _ in runs) < 0.2
+    assert statistics.median(seconds for seconds, _ in runs) < 0.3
 
 
 def test_files_are_short():

@@ -1,6 +1,5 @@
-"""Controllers: what steers a run."""
+"""Controllers: what steers a run. The families compose, edit, gradients, guidance and style are imported by name."""
 
-from steer.diffusion.controllers import compose, edit, gradients, guidance, style
 from steer.diffusion.controllers.demon import Demon
 from steer.diffusion.controllers.maps import Maps
 from steer.diffusion.controllers.noises import FoundNoise, Near, noise_search
@@ -24,17 +23,12 @@ __all__ = [
     "beam",
     "best_of_n",
     "code",
-    "compose",
-    "edit",
     "fk",
     "funnel",
-    "gradients",
-    "guidance",
     "halving",
     "noise_search",
     "paths",
     "rollover",
     "smc",
-    "style",
     "svdd",
 ]
