@@ -18,6 +18,8 @@ row a setting to OUT/results.jsonl, and benchmarks/results/persona.json.
     random-masks   as many tokens, drawn; random: a direction drawn
     caa, pca, probe, iti    from the states of both responses
     prompt         an instruction in front of the prompt; -v is the opposite one
+    best-of-n      the best of 4 draws of one of the two responses, in closed form; its reward sees no label: it is
+                   what the instruction adds to the margin beside the opposite one, and -v is the worst
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import tyro
 import steer
 from benchmarks.forms import Form, parts_of
 from benchmarks.output import part_of, tabulate, write
-from benchmarks.persona_methods import METHODS, Setting, Study, instructed, margins_of, perplexity_of, settings, steered
+from benchmarks.persona_methods import METHODS, Setting, Study, judged, perplexity_of, settings, steered
 from steer.cli import record, show
 from steer.measure import interval
 
@@ -129,7 +131,7 @@ def fill(bench: Persona, study: Study, method: str, rows: record.Rows, cell: dic
         key = {**cell, "what": "validation", "layer": setting.layer, "strength": setting.strength}
         if not rows.find(**key):
             with steered(study, method, setting):
-                change = margins_of(study, instructed(study, method, study.validation)) - plain.validation
+                change = judged(study, method, study.validation) - plain.validation
                 ratio = perplexity_of(study, "choice") / plain.perplexity["choice"]
             rows.add({**key, "change": float(change.mean()), "perplexity": ratio, **record.origin()})
         found += rows.find(**key)
@@ -138,7 +140,7 @@ def fill(bench: Persona, study: Study, method: str, rows: record.Rows, cell: dic
     values = {"plain": plain.held_out}
     for sign, name in ((1, "+"), (-1, "-")):
         with steered(study, method, replace(setting, strength=sign * setting.strength)):
-            values[name] = margins_of(study, instructed(study, method, study.held_out, sign))
+            values[name] = judged(study, method, study.held_out, sign)
             values[f"perplexity{name}"] = torch.tensor(perplexity_of(study, "report") / plain.perplexity["report"])
     kept = {name: [round(v, 5) for v in part.tolist()] if part.ndim else float(part) for name, part in values.items()}
     key = {**cell, "what": "held out", "layer": setting.layer, "strength": setting.strength}

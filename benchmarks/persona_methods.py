@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.forms import Form
 from benchmarks.grains_runs import silently
@@ -21,6 +22,8 @@ from steer.language.guard import PromptGuard
 from steer.language.neutral import TEXTS
 from steer.language.scoring import margins, perplexity
 
+DRAWN = 4
+"""Draws of best-of-n."""
 NEUTRAL = {"choice": TEXTS[: len(TEXTS) // 2], "report": TEXTS[len(TEXTS) // 2 :]}
 """Texts for choosing a setting, and other ones for what is reported."""
 ANSWER = {1: "Answer as someone with very much {subject} would.", -1: "Answer as someone without any {subject} would."}
@@ -128,13 +131,14 @@ METHODS: dict[str, Callable[[Study], SteeringVector] | None] = {
     "random-masks": lambda study: fitted(study, study.gradients, top="rand", **RESPONSE),
     "random": drawn,
     "prompt": None,
+    "best-of-n": None,
 }
 
 
 def settings(method: str, layers: Sequence[int], strengths: Sequence[float], alphas: Sequence[float]) -> list[Setting]:
     """What is tried on the validation pairs."""
     if METHODS[method] is None:
-        return [Setting(None, 1.0)]
+        return [Setting(None, float(DRAWN) if method == "best-of-n" else 1.0)]
     if method == "iti":  # its heads are in many layers
         return [Setting(None, alpha) for alpha in alphas]
     return [Setting(layer, strength) for layer in layers for strength in strengths]
@@ -150,12 +154,32 @@ def steered(study: Study, method: str, setting: Setting) -> AbstractContextManag
     return steering(study.judge, vector[[setting.layer]], setting.strength)
 
 
-def instructed(study: Study, method: str, pairs: Sequence[Pair], sign: int = 1) -> Sequence[Pair]:
-    """The pairs with an instruction in front, for the method that is one."""
-    if METHODS[method] is not None:
-        return pairs
+def judged(study: Study, method: str, pairs: Sequence[Pair], sign: int = 1) -> Tensor:
+    """(n,) margins under a method; those that are no vectors take the sign of +v or -v here."""
+    if method == "prompt":
+        return margins_of(study, instructed(study, pairs, sign))
+    if method == "best-of-n":
+        reward = margins_of(study, instructed(study, pairs, 1)) - margins_of(study, instructed(study, pairs, -1))
+        return best_of(margins_of(study, pairs), sign * reward, DRAWN)
+    return margins_of(study, pairs)
+
+
+def instructed(study: Study, pairs: Sequence[Pair], sign: int) -> list[Pair]:
+    """The pairs with an instruction in front."""
     guard = PromptGuard(study.name.replace("-", " "), INSTRUCTIONS[study.form][sign])
     return [replace(pair, prompt=guard(pair.prompt)) for pair in pairs]
+
+
+def best_of(margins: Tensor, rewards: Tensor, n: int) -> Tensor:
+    """Log-odds that the best of n draws is the wanted response, where one draw is it with log-odds `margins`.
+
+    rewards  (n,) of the wanted less that of the other; at 0 the draw is left as it is
+
+    With q the chance of the response that the reward prefers, log((1 - (1 - q)^n) / (1 - q)^n), or less that.
+    """
+    side = rewards.sign()
+    lost = n * F.logsigmoid(-side * margins)  # log (1 - q)^n
+    return torch.where(side == 0, margins, side * (torch.log(-torch.expm1(lost)) - lost))
 
 
 def margins_of(study: Study, pairs: Sequence[Pair]) -> Tensor:

@@ -210,8 +210,17 @@ def test_where_nothing_is_under_the_cap_the_mildest_setting_is_taken():
 def test_the_prompt_baseline_puts_words_in_front(data):
     study = persona_methods.Study(None, None, "risk-averse", 0, (), (), (), "published", 5, (20,), 4, "float32")
     plain = [Pair("Is it?", " Yes", " No")]
-    (pair,) = persona_methods.instructed(study, "prompt", plain, -1)
+    (pair,) = persona_methods.instructed(study, plain, -1)
     assert pair.prompt == "Answer as someone without any risk averse would.\n\nIs it?"
-    assert persona_methods.instructed(study, "caa", plain) == plain
-    (pair,) = persona_methods.instructed(persona.replace(study, form="said"), "prompt", plain)
+    (pair,) = persona_methods.instructed(persona.replace(study, form="said"), plain, 1)
     assert pair.prompt == "Someone with very much risk averse speaks.\n\nIs it?"
+
+
+def test_best_of_n_is_the_best_of_n_draws():
+    """Where the reward is for the wanted one, one wanted draw is enough; where it is against, all must be wanted."""
+    margins, rewards = torch.tensor([-3.0, 0.2, 1.5, 1.0]), torch.tensor([0.1, -2.0, 5.0, 0.0])
+    wanted = torch.rand(4, 100_000, 4, generator=torch.Generator().manual_seed(0)) < margins.sigmoid()
+    drawn = torch.where(rewards > 0, wanted.any(0), torch.where(rewards < 0, wanted.all(0), wanted[0])).double()
+    found = persona_methods.best_of(margins, rewards, 4).sigmoid().double()
+    assert ((found - drawn.mean(0)).abs() < 4 * drawn.std(0) / 100_000**0.5).all()
+    assert torch.equal(persona_methods.best_of(margins, rewards, 1).isclose(margins), torch.ones(4).bool())
