@@ -1,11 +1,14 @@
-"""The README keeps its promises: the two commands stand alone in their blocks, and its controller runs."""
+"""The README and the pages beside it keep their promises: what they name is there, the two commands stand
+alone in their blocks, and its examples run."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
 import tiny
 import tiny_models
 import torch
@@ -15,7 +18,8 @@ import steer
 from steer.diffusion.denoise import GaussianMixture
 from steer.diffusion.schedule import vp
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def section(title: str) -> str:
@@ -24,6 +28,19 @@ def section(title: str) -> str:
 
 def blocks(text: str, language: str = "") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    """Files that it links to, and benchmarks that it runs."""
+    text = page.read_text()
+    links = [link.split("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text)]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    modules = set(re.findall(r"python -m (benchmarks\.\w+)", text))
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
 
 
 def test_run_and_test_are_one_line_each():

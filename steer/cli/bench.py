@@ -118,7 +118,7 @@ class Report:
 
     Every method is shown at its best setting for each budget. Writes reward-rows.png, reward-divergence.png and
     table.md to OUT.
-    Example: steer bench report --out steer-out/bench --into README.md
+    Example: steer bench report --out steer-out/bench --into docs/search.md
     """
 
     out: Path = Path("steer-out/bench")
