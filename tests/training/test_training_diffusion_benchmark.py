@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.tune import SMALL, Tune, main
+from benchmarks.tune import SMALL, Tune, main, sampled
 from benchmarks.tune_runs import names
 from steer.cli.record import Rows
 
@@ -18,8 +18,9 @@ def test_a_tuned_model_is_measured_beside_the_one_before(tmp_path):
     assert base["cost"] == 0
     assert tuned["cost"] == tuned["rows"] + 2 * tuned["backward_rows"] >= 10
     assert tuned["drift"] > 0
-    for how in ("guided", "unguided"):
+    for how in sampled(Tune(**options)):
         assert len(tuned[how]["reward"]) == len(tuned[how]["judge"]) == len(tuned[how]["diversity"]) == 2
+    assert sampled(Tune(guidance=3.0)) == ("guided", "unguided")
     main(Tune(**options))
     assert Rows(tmp_path / "results.jsonl").rows == rows
     with pytest.raises(ValueError, match="was made with budget"):
