@@ -5,8 +5,8 @@
 
 Each method trains the embedded model until its network rows reach the budget, a row that carries a gradient counted for
 three. Then pictures of held-out names, from the same noise for all, are scored by the reward, by the judge that no
-method sees, and for diversity; drift is the mean squared change of the prediction on noised real pictures. Differences to
-the model before training with paired bootstrap 95 % intervals over prompts.
+method sees, and for diversity; drift is the mean squared change of the prediction on noised real pictures. Differences
+to the model before training with paired bootstrap 95 % intervals over prompts.
 
 For compressibility direct reward follows a smooth estimate of the file's size; all are measured by the real one.
 Writes a row a run to OUT/results.jsonl and the table to benchmarks/results/tune.json.
