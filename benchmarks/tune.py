@@ -31,9 +31,11 @@ from steer.training.diffusion import METHODS, Pairs
 
 BLACK_BOX = ("ddpo", "dpok", "prdp", "nft", "texforce")
 DIALS: dict[str, dict[str, Any]] = {
-    "draft_k": {"k": 2},
-    "alignprop": {"lr": 3e-4},
-    "refl": {"lr": 3e-5},
+    "draft": {"lr": 1e-4},
+    "draft_k": {"k": 2, "lr": 1e-4},
+    "draft_lv": {"lr": 1e-4},
+    "alignprop": {"lr": 1e-4},
+    "imagerefl": {"lr": 1e-4},
     "ddpo": {"prompts": 1, "each": 8, "lr": 1e-3},
     "dpok": {"prompts": 2, "each": 4, "lr": 1e-3},
     "texforce": {"prompts": 1, "each": 8, "lr": 1e-3},
@@ -41,8 +43,8 @@ DIALS: dict[str, dict[str, Any]] = {
     "nft": {"updates": 4, "lr": 1e-3},
 }
 """Where a paper's own dials are for models a hundred times the size: found in short runs for compressibility, judged on
-names of another part than those held out here. Runs of one prompt in a batch: a few hundred cannot learn apart how much
-the rewards of prompts differ."""
+names of another part than those held out here; rates under which pictures were lost there are lower here. Runs of one
+prompt in a batch: a few hundred cannot learn apart how much the rewards of prompts differ."""
 BASE = "base"
 MEASURES = ("reward", "judge", "diversity")
 SMALL = {
