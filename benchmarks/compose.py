@@ -173,7 +173,7 @@ def presence(work: Work) -> list[dict[str, Any]]:
         mine = {name: work.values("presence", method, name) for name in plain}
         line: dict[str, Any] = {"method": method, "both present": float(mine["both"].mean())}
         for other in ("plain", "attend-and-excite"):
-            line[f"- {other}"] = list(interval(mine["both"] - work.values("presence", other, "both")))
+            line[f"- {other}"] = interval(mine["both"] - work.values("presence", other, "both"))
         line["pixel std / plain"] = float(mine["pixel std"].mean() / plain["pixel std"].mean())
         line["clipped"] = float(mine["clipped"].mean())
         line["latent std / plain"] = float(mine["spread"].mean() / plain["spread"].mean())
@@ -190,7 +190,7 @@ def relation(work: Work) -> list[dict[str, Any]]:
     for name, values in found.items():
         other = against.get(name)
         line: dict[str, Any] = {"method": name, "relation": float(values.mean()), "against": other or ""}
-        line["difference"] = None if other is None else list(interval(values.mean(1) - found[other].mean(1)))
+        line["difference"] = None if other is None else interval(values.mean(1) - found[other].mean(1))
         lines.append(line)
     return lines
 
@@ -200,7 +200,7 @@ def terms(work: Work) -> list[dict[str, Any]]:
     lines = []
     for term in TERMS:
         plain, alone = (work.values("terms", method, term) for method in ("plain", term))
-        change = list(interval(alone - plain))
+        change = interval(alone - plain)
         lines.append({"loss": term, "plain": float(plain.mean()), "alone": float(alone.mean()), "change": change})
     return lines
 

@@ -120,9 +120,9 @@ def compared(block: int, n: int, ours: Found, rivals: dict[int, Found]) -> dict[
         "tokens": [ours.tokens, rival.tokens],
         "reward calls": [ours.calls, rival.calls],
         "reward": [float(ours.reward.mean()), float(rival.reward.mean())],
-        "difference": list(interval(ours.reward - rival.reward)),
-        "log p": list(interval((ours.logp - rival.logp).nan_to_num())),  # an empty text has none
-        "words": list(interval(ours.words - rival.words)),
+        "difference": interval(ours.reward - rival.reward),
+        "log p": interval((ours.logp - rival.logp).nan_to_num()),  # an empty text has none
+        "words": interval(ours.words - rival.words),
     }
 
 

@@ -58,8 +58,8 @@ def lines_of(check: str, found: Found, against: str) -> list[dict[str, Any]]:
             "check": check,
             "method": method,
             "measure": name,
-            "value": list(measure.interval(ours)),
-            "minus the other's": list(measure.interval(ours - found.values[against][name])),
+            "value": measure.interval(ours),
+            "minus the other's": measure.interval(ours - found.values[against][name]),
         }
         for method, values in found.values.items()
         for name, ours in values.items()

@@ -162,8 +162,8 @@ def table(rows: Sequence[dict[str, Any]], cap: float) -> list[dict[str, Any]]:
         plain, up, down = (torch.tensor([row[key] for row in own]).mean(0) for key in ("plain", "+", "-"))
         lines.append(
             {"data": name, "method": method, "seeds": len(own), "layer": [row["layer"] for row in own]}
-            | {"strength": [row["strength"] for row in own], "m(+v) - m": list(interval(up - plain))}
-            | {"m(-v) - m": list(interval(down - plain)), "[m(+v) - m(-v)] / 2": list(interval((up - down) / 2))}
+            | {"strength": [row["strength"] for row in own], "m(+v) - m": interval(up - plain)}
+            | {"m(-v) - m": interval(down - plain), "[m(+v) - m(-v)] / 2": interval((up - down) / 2)}
             | {"perplexity x": float(torch.tensor([row["perplexity+"] for row in own]).mean())}
             | {f"chosen under {cap:g}": all(row["within"] for row in own), "median gap": [row["gap"] for row in own]}
         )

@@ -150,7 +150,7 @@ def lines(bench: Tune, results: record.Rows) -> list[dict[str, Any]]:
                 line = {"reward": reward, "method": name, "sampled": how, "updates": row["updates"]}
                 for each in (m for m in MEASURES if row[how][m] is not None):
                     gap = torch.tensor(row[how][each]) - torch.tensor(base[how][each])
-                    line[f"{each} - base"] = list(measure.interval(gap))
+                    line[f"{each} - base"] = measure.interval(gap)
                 found.append({**line, "drift": row["drift"], "cost": row["cost"]})
     return found
 

@@ -135,12 +135,12 @@ def tokens_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         gaps = [row["gap"] for row in own if row["gap"] is not None]
         lines.append(
             {"method": method, "pictures": len(own), "median gap": float(torch.tensor(gaps).median()) if gaps else None}
-            | {"margin": float(value["margin"].mean()), "share of its half": list(interval(value["share"]))}
-            | {"share - shuffled": list(interval(value["share"] - value["shuffled"]))}
+            | {"margin": float(value["margin"].mean()), "share of its half": interval(value["share"])}
+            | {"share - shuffled": interval(value["share"] - value["shuffled"])}
             | {"top": float(value["top"].mean()), "random": float(value["random"].mean())}
-            | {"top - random": list(interval(value["top"] - value["random"]))}
+            | {"top - random": interval(value["top"] - value["random"])}
             | {"top above random": float((value["top"] > value["random"]).float().mean())}
-            | {"own half - other half": list(interval(value["own half"] - value["other half"]))}
+            | {"own half - other half": interval(value["own half"] - value["other half"])}
         )
     return lines
 
@@ -215,7 +215,7 @@ def yes_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         line |= {"auc": float(value["auc"].mean())}
         for name in ("present", "absent", "balanced", "auc"):
             change = value[name] - values["plain"][name]
-            line[f"{name}, change"] = None if method == "plain" else list(interval(change))
+            line[f"{name}, change"] = None if method == "plain" else interval(change)
         lines.append(line)
     return lines
 

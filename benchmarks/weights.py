@@ -122,7 +122,7 @@ def lines(bench: Weights, found: Found) -> list[dict[str, Any]]:
             every.append({"method": name, **line, "note": f"not run: {short(error)}"})
             continue
         gain = measure.interval(learnt)
-        line |= {"learnt %": list(gain), "learns": gain.low > 0, "forgot %": list(measure.interval(found.forgot(name)))}
+        line |= {"learnt %": gain, "learns": gain.low > 0, "forgot %": measure.interval(found.forgot(name))}
         line |= {key: rows[0][key] for key in ("trained", "changed", "lr", "steps", "cost")}
         tried = len({row["rate"] for row in found.tried(name)})
         note = (

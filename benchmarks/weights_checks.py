@@ -84,18 +84,17 @@ class Check(NamedTuple):
         line = {"method": self.method, "claim": self.claim}
         wanted = f"{'<' if self.below else '>'} {self.bound:g}"
         try:
-            mean, low, high = spread(self.value(found))
+            number = spread(self.value(found))
         except ValueError as error:
             return {**line, "number": None, "wanted": wanted, "met": None, "note": short(error)}
+        low, high = (number, number) if isinstance(number, float) else number[1:]
         met = high < self.bound if self.below else low > self.bound
-        return {**line, "number": [mean, low, high], "wanted": wanted, "met": met, "note": ""}
+        return {**line, "number": number, "wanted": wanted, "met": met, "note": ""}
 
 
-def spread(values: Tensor) -> measure.Interval:
+def spread(values: Tensor) -> measure.Interval | float:
     """Mean and interval; of one number that number."""
-    if values.numel() == 1:
-        return measure.Interval(*[float(values)] * 3)
-    return measure.interval(values)
+    return float(values) if values.numel() == 1 else measure.interval(values)
 
 
 def short(error: object) -> str:
