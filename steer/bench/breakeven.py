@@ -140,7 +140,7 @@ def figure(panels: dict[Panel, tuple[list[Tuned], list[Point]]]) -> object:
         _labelled(left, "rows a picture, training shared by 1, 100 and 10,000", panel.reward, str(panel))
         _labelled(right, "pictures made", "rows a picture", "solid: tuned; dashed: steered to the same reward")
         right.set_yscale("log")
-        left.legend(fontsize=6)
+        right.legend(*left.get_legend_handles_labels(), loc="upper right", fontsize=6)  # no curve goes there
     return whole
 
 
