@@ -87,7 +87,7 @@ class Check(NamedTuple):
             number = spread(self.value(found))
         except ValueError as error:
             return {**line, "number": None, "wanted": wanted, "met": None, "note": short(error)}
-        low, high = (number, number) if isinstance(number, float) else number[1:]
+        low, high = number[1:] if isinstance(number, measure.Interval) else (number, number)
         met = high < self.bound if self.below else low > self.bound
         return {**line, "number": number, "wanted": wanted, "met": met, "note": ""}
 
