@@ -1,6 +1,6 @@
 """Claims of papers on fine-tuning of language models, on SmolLM2: which examples teach, what has changed, and when.
 
-    python -m benchmarks.texts                   all parts: 35 minutes on one core; resumes where it stopped
+    python -m benchmarks.texts                   all parts: 45 minutes on one core; resumes where it stopped
     python -m benchmarks.texts --parts diet      one of them
     python -m benchmarks.texts --small           a few steps each, which show nothing but that it runs
 

@@ -30,7 +30,7 @@ WEIGHTS = "changes of weights"
 
 @dataclass(frozen=True)
 class Size:
-    steps: int = 30
+    steps: int = 60
     batch: int = 4
     rank: int = 8
     lr: float = 5e-4
