@@ -11,6 +11,13 @@ from steer.cli import record, show
 from steer.cli.page import Part
 
 
+def alike(results: record.Rows, fields: Sequence[str], config: dict[str, Any]) -> None:
+    """Raises ValueError for a results file whose rows other values of some options have made."""
+    for field in fields:
+        if other := [row["config"][field] for row in results.rows if row["config"][field] != config[field]]:
+            raise ValueError(f"{results.path} was made with {field} = {other[0]}: give the same, or another --out.")
+
+
 def part_of(bench: Any) -> Part | None:
     """Where the page that a benchmark's options name has its table. Raises ValueError if nowhere."""
     return None if bench.into is None else Part(bench.into, f"python -m benchmarks.{record.config(bench)['command']}")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks.output import part_of, tabulate, write
+from benchmarks.output import alike, part_of, tabulate, write
 from benchmarks.tune_runs import REWARDS, Size, cost, drift, measured, task_of, trained
 from steer import measure
 from steer.cli import record, show
@@ -119,9 +119,7 @@ def fill(bench: Tune, results: record.Rows) -> None:
     if unknown := [name for name in bench.methods if name not in METHODS]:
         raise ValueError(f"methods {unknown}: expected some of {tuple(METHODS)}.")
     base = {"config": json.loads(json.dumps(record.config(bench))), **record.origin()}
-    for field in SAME:
-        if other := [row["config"][field] for row in results.rows if row["config"][field] != base["config"][field]]:
-            raise ValueError(f"{results.path} was made with {field} = {other[0]}: give the same, or another --out.")
+    alike(results, SAME, base["config"])
     todo = [
         (reward, name)
         for reward in bench.rewards

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks.output import part_of, tabulate, text, write
+from benchmarks.output import alike, part_of, tabulate, text, write
 from benchmarks.weights_checks import BASE, Found, short
 from benchmarks.weights_claims import CHECKS
 from benchmarks.weights_methods import ENTRIES
@@ -82,9 +82,7 @@ def fill(bench: Weights, results: record.Rows) -> None:
     if unknown := [name for name in bench.methods if name not in ENTRIES]:
         raise ValueError(f"methods {unknown}: expected some of {tuple(ENTRIES)}.")
     origin = {"config": json.loads(json.dumps(record.config(bench))), **record.origin()}
-    for field in SAME:
-        if other := [row["config"][field] for row in results.rows if row["config"][field] != origin["config"][field]]:
-            raise ValueError(f"{results.path} was made with {field} = {other[0]}: give the same, or another --out.")
+    alike(results, SAME, origin["config"])
     if not results.find(method=BASE):
         results.add({"method": BASE, "seed": 0, **before(bench.size), **origin})
     todo = [
